@@ -1,0 +1,201 @@
+// The one place for scales, source indices, taps, weights and inverse ranges.
+//
+// A resampling is a linear operator, separable per axis. Along one axis of in_size -> out_size elements
+//
+//   forward   out[d] = sum over s in support(axis, d)          of  weight(axis, d, s) * in[s]
+//   adjoint   in[s]  = sum over d in adjoint_support(axis, s)  of  weight(axis, d, s) * out[d]
+//
+// Both directions gather, and both use the same weight function, so each is the exact adjoint of the other. CPU
+// kernels, CUDA kernels and their test harness all include this file; a new linear mode is a new Rule here.
+//
+// Sources. Nearest: ATen's float32 rule, reproduced bit for bit, min(floor(dst * scale), in - 1), because rounding
+// decides which pixel is picked. Linear: the half-pixel and the corner-aligned coordinate of ATen's
+// area_pixel_compute_source_index, but evaluated exactly (an integer rational when it comes from the sizes, double when
+// a scale factor is given); only the fraction is narrowed.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define MSR_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define MSR_HOST_DEVICE inline
+#endif
+
+namespace msr {
+
+// The numbers are those of msr_cuda/_spec.py.
+enum class Mode : int32_t {
+  kNearest = 0,
+  kNearestExact = 1,
+  kLinear = 2,
+  kLinearAlignCorners = 3,
+};
+constexpr int32_t kNumModes = 4;
+
+// How a source coordinate follows from a destination index.
+enum class Rule : int32_t {
+  kIdentity,             // the axis keeps its size
+  kNearest,              // floor(d * scale), float32
+  kNearestExact,         // floor((d + 0.5) * scale), float32
+  kLinearRational,       // ((2d + 1) * in - out) / (2 * out), clamped at 0
+  kLinearScaled,         // (d + 0.5) * scale - 0.5 in double, clamped at 0
+  kLinearAlignCorners,   // d * (in - 1) / (out - 1)
+};
+
+struct Axis {
+  double scale;  // source elements per destination element, where an explicit scale factor gave it
+  int32_t in_size;
+  int32_t out_size;
+  float nearest_scale;
+  Rule rule;
+};
+
+// scale_factor <= 0 stands for "none given": the scale follows from the sizes.
+MSR_HOST_DEVICE Axis make_axis(Mode mode, int32_t in_size, int32_t out_size, double scale_factor) {
+  Axis axis;
+  axis.in_size = in_size;
+  axis.out_size = out_size;
+  axis.scale = scale_factor > 0 ? 1.0 / scale_factor : 0.0;
+  axis.nearest_scale = scale_factor > 0 ? static_cast<float>(1.0 / scale_factor)
+                                        : static_cast<float>(in_size) / static_cast<float>(out_size);
+  if (in_size == out_size) {
+    axis.rule = Rule::kIdentity;
+  } else if (mode == Mode::kNearest) {
+    axis.rule = Rule::kNearest;
+  } else if (mode == Mode::kNearestExact) {
+    axis.rule = Rule::kNearestExact;
+  } else if (mode == Mode::kLinearAlignCorners) {
+    axis.rule = Rule::kLinearAlignCorners;
+  } else {
+    axis.rule = scale_factor > 0 ? Rule::kLinearScaled : Rule::kLinearRational;
+  }
+  return axis;
+}
+
+// A source coordinate: whole part, already limited to [0, in - 1], and fraction in [0, 1).
+struct Coordinate {
+  int32_t index;
+  double fraction;
+};
+
+MSR_HOST_DEVICE Coordinate rational_coordinate(int64_t numerator, int64_t denominator) {
+  const int64_t index = numerator / denominator;
+  const int64_t rest = numerator - index * denominator;
+  return {static_cast<int32_t>(index), static_cast<double>(rest) / static_cast<double>(denominator)};
+}
+
+MSR_HOST_DEVICE Coordinate source_coordinate(const Axis& axis, int32_t d) {
+  switch (axis.rule) {
+    case Rule::kNearest:
+    case Rule::kNearestExact: {
+      // No addition follows the product, so no compiler can contract it into something else than ATen's value.
+      const float offset = axis.rule == Rule::kNearest ? 0.0f : 0.5f;
+      const float source = floorf((static_cast<float>(d) + offset) * axis.nearest_scale);
+      const float last = static_cast<float>(axis.in_size - 1);
+      // Compared as floats: beyond 2^24 the cast of a too large value to int32 would be undefined.
+      return {source < last ? static_cast<int32_t>(source) : axis.in_size - 1, 0.0};
+    }
+    case Rule::kLinearRational: {
+      const int64_t numerator = (2 * static_cast<int64_t>(d) + 1) * axis.in_size - axis.out_size;
+      return rational_coordinate(numerator > 0 ? numerator : 0, 2 * static_cast<int64_t>(axis.out_size));
+    }
+    case Rule::kLinearAlignCorners: {
+      if (axis.out_size == 1) return {0, 0.0};
+      return rational_coordinate(static_cast<int64_t>(d) * (axis.in_size - 1), axis.out_size - 1);
+    }
+    case Rule::kLinearScaled: {
+      double source = (static_cast<double>(d) + 0.5) * axis.scale - 0.5;
+      source = source > 0.0 ? source : 0.0;
+      const double last = static_cast<double>(axis.in_size - 1);
+      if (source >= last) return {axis.in_size - 1, 0.0};
+      const int32_t index = static_cast<int32_t>(source);
+      return {index, source - index};
+    }
+    case Rule::kIdentity:
+      break;
+  }
+  return {d, 0.0};
+}
+
+struct Range {
+  int32_t begin;
+  int32_t end;
+};
+
+MSR_HOST_DEVICE bool is_linear(Rule rule) {
+  return rule == Rule::kLinearRational || rule == Rule::kLinearScaled || rule == Rule::kLinearAlignCorners;
+}
+
+// The sources that destination d reads.
+MSR_HOST_DEVICE Range support(const Axis& axis, int32_t d) {
+  const int32_t index = source_coordinate(axis, d).index;
+  const bool two = is_linear(axis.rule) && index + 1 < axis.in_size;
+  return {index, index + 1 + (two ? 1 : 0)};
+}
+
+// A fraction on the grid of 2^-24 (2^-53 for double): 1 - f is then exact, so the two weights of a linear tap pair sum
+// to exactly one and a constant map stays constant. The step is half an ulp of the larger weight.
+MSR_HOST_DEVICE float narrow_fraction(double fraction, float) {
+  return static_cast<float>(rint(fraction * 16777216.0) * (1.0 / 16777216.0));
+}
+MSR_HOST_DEVICE double narrow_fraction(double fraction, double) {
+  return rint(fraction * 9007199254740992.0) * (1.0 / 9007199254740992.0);
+}
+
+// The weight with which destination d reads source s, for any s in support(axis, d) (0 for any other).
+template <typename acc_t>
+MSR_HOST_DEVICE acc_t weight(const Axis& axis, int32_t d, int32_t s) {
+  const Coordinate at = source_coordinate(axis, d);
+  if (!is_linear(axis.rule) || at.index + 1 >= axis.in_size) return acc_t(s == at.index ? 1 : 0);
+  const acc_t fraction = narrow_fraction(at.fraction, acc_t(0));
+  if (s == at.index) return acc_t(1) - fraction;
+  return s == at.index + 1 ? fraction : acc_t(0);
+}
+
+MSR_HOST_DEVICE int32_t clamp_to(int64_t value, int32_t last) {
+  return static_cast<int32_t>(value < 0 ? 0 : value > last ? last : value);
+}
+
+// ceil(numerator / denominator) for a positive denominator.
+MSR_HOST_DEVICE int64_t ceil_divide(int64_t numerator, int64_t denominator) {
+  return numerator > 0 ? (numerator + denominator - 1) / denominator : -((-numerator) / denominator);
+}
+
+// The first destination whose source index is at least s (out_size if there is none). Source indices never decrease
+// with the destination, so destinations [first(s), first(s + 1)) are exactly those with index s.
+MSR_HOST_DEVICE int32_t first_destination(const Axis& axis, int32_t s) {
+  if (s <= 0) return 0;
+  if (s >= axis.in_size) return axis.out_size;
+  const int64_t in = axis.in_size, out = axis.out_size;
+  int64_t d = 0;
+  switch (axis.rule) {
+    case Rule::kIdentity:
+      return s;
+    case Rule::kLinearRational:  // (2d + 1) * in - out >= 2 * out * s
+      return clamp_to(ceil_divide((2 * static_cast<int64_t>(s) + 1) * out - in, 2 * in), axis.out_size);
+    case Rule::kLinearAlignCorners:  // d * (in - 1) >= s * (out - 1)
+      if (out == 1) return 1;
+      return clamp_to(ceil_divide(s * (out - 1), in - 1), axis.out_size);
+    case Rule::kNearest:
+    case Rule::kNearestExact:
+      d = static_cast<int64_t>(static_cast<double>(s) / axis.nearest_scale);
+      break;
+    case Rule::kLinearScaled:
+      d = static_cast<int64_t>((static_cast<double>(s) + 0.5) / axis.scale - 0.5);
+      break;
+  }
+  // Floating point gave an estimate; the forward rule itself decides.
+  int32_t first = clamp_to(d, axis.out_size);
+  while (first > 0 && source_coordinate(axis, first - 1).index >= s) --first;
+  while (first < axis.out_size && source_coordinate(axis, first).index < s) ++first;
+  return first;
+}
+
+// The destinations that read source s.
+MSR_HOST_DEVICE Range adjoint_support(const Axis& axis, int32_t s) {
+  return {first_destination(axis, is_linear(axis.rule) ? s - 1 : s), first_destination(axis, s + 1)};
+}
+
+}  // namespace msr

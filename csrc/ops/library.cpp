@@ -1,0 +1,84 @@
+// The extension's root: the schema of every operator, what the binary was built with, and the
+// module that Python can import. Kernels register themselves, one dispatch key a file.
+
+#include <Python.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/headeronly/version.h>
+
+#include <string>
+
+// setup.py defines these; the defaults serve a file compiled on its own.
+#ifndef MSR_VERSION
+#define MSR_VERSION "unknown"
+#endif
+#ifndef MSR_CUDA_TOOLKIT
+#define MSR_CUDA_TOOLKIT ""
+#endif
+#ifndef MSR_CUDA_ARCHITECTURES
+#define MSR_CUDA_ARCHITECTURES ""
+#endif
+
+#ifdef MSR_WITH_CUDA
+#define MSR_HAS_CUDA "true"
+#else
+#define MSR_HAS_CUDA "false"
+#endif
+#ifdef MSR_SANITIZE
+#define MSR_IS_SANITIZED "true"
+#else
+#define MSR_IS_SANITIZED "false"
+#endif
+#ifdef __clang__
+#define MSR_COMPILER __VERSION__
+#else
+#define MSR_COMPILER "GCC " __VERSION__
+#endif
+
+namespace msr {
+namespace {
+
+// JSON, because the stable ABI returns strings but not dictionaries.
+// clang-format off
+constexpr const char kBuildInfo[] =
+    "{\"version\": \"" MSR_VERSION "\""
+    ", \"compiler\": \"" MSR_COMPILER "\""
+    ", \"torch\": \"" TORCH_VERSION "\""
+    ", \"with_cuda\": " MSR_HAS_CUDA
+    ", \"cuda_toolkit\": \"" MSR_CUDA_TOOLKIT "\""
+    ", \"cuda_architectures\": \"" MSR_CUDA_ARCHITECTURES "\""
+    ", \"sanitized\": " MSR_IS_SANITIZED "}";
+// clang-format on
+
+std::string build_info() { return kBuildInfo; }
+
+}  // namespace
+}  // namespace msr
+
+STABLE_TORCH_LIBRARY(msr_cuda, m) {
+  m.def("build_info() -> str");
+  // Hot calls have few arguments, because a call costs by their number; .full takes the rarer ones. The integers are
+  // packed as msr_cuda/_spec.py says.
+  m.def("gather(Tensor[] inputs, SymInt[] size, int spec) -> Tensor");
+  m.def(
+      "gather.full(Tensor[] inputs, Tensor? weights, Tensor? gate, SymInt[] size, int spec, float[] scales)"
+      " -> (Tensor output, Tensor mask)");
+  m.def("spread(Tensor grad, SymInt[] shapes, int spec, int requests) -> Tensor[]");
+  m.def(
+      "spread.full(Tensor grad, Tensor? gate, Tensor? weights, Tensor[] inputs, SymInt[] shapes, int spec,"
+      " int requests, float[] scales) -> (Tensor[] grads, Tensor weight_grads)");
+  m.def(
+      "taps(int mode, int in_size, int out_size, float scale_factor, bool adjoint, bool single)"
+      " -> (Tensor first, Tensor count, Tensor weights)");
+}
+
+// It takes no tensor, so no device chooses it.
+STABLE_TORCH_LIBRARY_IMPL(msr_cuda, CompositeExplicitAutograd, m) {
+  m.impl("build_info", TORCH_BOX(&msr::build_info));
+}
+
+// Loading the binary registers the operators; the module itself is empty. PyMODINIT_FUNC keeps the
+// function visible under -fvisibility=hidden.
+PyMODINIT_FUNC PyInit__C(void) {
+  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr};
+  return PyModule_Create(&definition);
+}

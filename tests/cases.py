@@ -1,0 +1,175 @@
+"""The table of cases from which the operator tests are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import msr_cuda
+from msr_cuda import _spec, functional
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call: an operator, the shapes and layouts of its maps, and its arguments."""
+
+    name: str
+    operator: str
+    shapes: tuple[Shape, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    weights: bool = False
+    layouts: tuple[str, ...] = ()
+
+    def maps(self, dtype: torch.dtype, device: str, *, requires_grad: bool = False) -> list[Tensor]:
+        layouts = self.layouts or ("contiguous",) * len(self.shapes)
+        return [
+            make_map(shape, layout, dtype, device).requires_grad_(requires_grad)
+            for shape, layout in zip(self.shapes, layouts, strict=True)
+        ]
+
+    def make_weights(
+        self, dtype: torch.dtype, device: str, *, requires_grad: bool = False
+    ) -> Tensor | None:
+        if not self.weights:
+            return None
+        weights = torch.randn(len(self.shapes), dtype=dtype, device=device)
+        return weights.requires_grad_(requires_grad)
+
+    def call(self, maps: list[Tensor], weights: Tensor | None = None, impl: str = "auto") -> Tensor:
+        function: Callable[..., Tensor] = getattr(msr_cuda, self.operator)
+        if self.operator == "resample":
+            return function(maps[0], **self.kwargs, impl=impl)
+        if self.weights:
+            return function(maps, weights=weights, **self.kwargs, impl=impl)
+        return function(maps, **self.kwargs, impl=impl)
+
+    def prepared(self, maps: list[Tensor]) -> functional._Call:
+        """What the public function makes of the call: modes, scales and packed arguments."""
+        kwargs = dict(self.kwargs)
+        single = self.operator == "resample"
+        keep = not kwargs.pop("recompute_scale_factor", False)
+        scales = [kwargs.get("scale_factor")] if single else kwargs.get("scale_factors")
+        return functional._prepare(
+            self.operator, maps, kwargs.get("size"), kwargs.get("mode", "nearest"),
+            kwargs.get("align_corners"), scales, kwargs.get("activation"), kwargs.get("dtype"),
+            cat=self.operator == "resample_cat", keep_scales=keep,
+        )  # fmt: skip
+
+
+def make_map(shape: Shape, layout: str, dtype: torch.dtype, device: str) -> Tensor:
+    """A map of normal values, laid out in memory as told."""
+    base = torch.randn(shape, dtype=torch.float64, device=device).to(dtype)
+    if layout == "contiguous":
+        return base
+    if layout == "channels_last":
+        return base.to(memory_format=_spec.memory_format(True, len(shape)))
+    if layout == "strided":  # a view with gaps on every axis, and an offset
+        room = torch.zeros([2 * s + 1 for s in shape], dtype=dtype, device=device)
+        view = room[tuple(slice(1, None, 2) for _ in shape)]
+        view.copy_(base)
+        return view.detach()
+    if layout == "tokens":  # [N, H * W, C] seen as [N, C, H, W], as transformers do
+        return base.flatten(2).transpose(1, 2).contiguous().transpose(1, 2).unflatten(2, shape[2:])
+    if layout == "expanded":  # one channel, seen many times
+        return base[:, :1].expand(shape)
+    raise ValueError(layout)
+
+
+def _cases() -> list[Case]:
+    cases: list[Case] = []
+
+    def add(name: str, operator: str, *shapes: Shape, weights: bool = False,
+            layouts: tuple[str, ...] = (), **kwargs: Any) -> None:  # fmt: skip
+        cases.append(Case(name, operator, shapes, kwargs, weights, layouts))
+
+    modes: list[dict[str, Any]] = [
+        dict(mode="nearest"), dict(mode="nearest-exact"),
+        dict(mode="linear"), dict(mode="linear", align_corners=True),
+    ]  # fmt: skip
+    for arguments in modes:
+        label = arguments["mode"] + ("-corners" if "align_corners" in arguments else "")
+        add(f"1d-{label}", "resample", (2, 3, 7), size=11, **arguments)
+        add(f"2d-{label}", "resample", (2, 3, 5, 7), size=(8, 13), **arguments)
+        add(f"3d-{label}", "resample", (2, 2, 3, 4, 5), size=(5, 3, 7), **arguments)
+        add(f"2d-{label}-down", "resample", (2, 3, 13, 11), size=(4, 3), **arguments)
+        add(f"2d-{label}-factor", "resample", (2, 3, 7, 5), scale_factor=1.5, **arguments)
+        add(f"2d-{label}-one-axis", "resample", (2, 3, 6, 5), size=(6, 9), **arguments)
+        add(f"2d-{label}-from-one-pixel", "resample", (2, 3, 1, 1), size=(4, 5), **arguments)
+        add(f"2d-{label}-to-one-pixel", "resample", (2, 3, 4, 5), size=1, **arguments)
+        add(f"sum-{label}", "resample_sum", (2, 3, 4, 6), (2, 3, 2, 3), (2, 3, 9, 5), **arguments)
+        add(f"cat-{label}", "resample_cat", (2, 3, 4, 6), (2, 1, 2, 3), (2, 4, 9, 5), **arguments)
+    add("2d-factors", "resample", (2, 3, 7, 9), scale_factor=(0.6, 1.7), mode="bilinear")
+    add("2d-recomputed", "resample", (2, 3, 7, 9), scale_factor=1.3, mode="bilinear",
+        recompute_scale_factor=True)  # fmt: skip
+    add("2d-same-size", "resample", (2, 3, 4, 5), size=(4, 5), mode="bilinear")
+    add("empty-batch", "resample_sum", (0, 3, 4, 4), (0, 3, 2, 2), activation="relu")
+    add("many-tiny-planes", "resample", (3, 300, 2, 2), size=4, mode="bilinear")
+    add("x16", "resample", (1, 2, 3, 4), size=(48, 64), mode="bilinear")
+    add("down-strongly", "resample_sum", (1, 2, 3, 3), (1, 2, 40, 50), mode="linear")
+
+    add("sum-fpn", "resample_sum", (2, 8, 9, 7), (2, 8, 5, 4), mode="nearest")
+    add("sum-relu", "resample_sum", (2, 5, 8, 6), (2, 5, 4, 3), (2, 5, 2, 2), activation="relu")
+    add("sum-weights", "resample_sum", (2, 3, 5, 6), (2, 3, 3, 3), weights=True, mode="linear")
+    add("sum-weights-relu", "resample_sum", (2, 3, 5, 6), (2, 3, 3, 3), (2, 3, 10, 4), weights=True,
+        mode="linear", activation="relu")  # fmt: skip
+    add("sum-one-input-relu", "resample_sum", (2, 3, 5, 6), size=(7, 7), activation="relu")
+    add("sum-batch-broadcast", "resample_sum", (3, 2, 4, 4), (1, 2, 2, 2), (1, 2, 4, 4),
+        weights=True, mode="linear", activation="relu")  # fmt: skip
+    add("sum-batch-of-one-first", "resample_sum", (1, 2, 4, 4), (3, 2, 2, 2))
+    add("sum-pixel-broadcast", "resample_sum", (2, 3, 4, 5), (2, 3, 1, 1), mode="linear")
+    add("sum-mixed-modes", "resample_sum", (2, 3, 6, 6), (2, 3, 3, 3), (2, 3, 4, 4),
+        mode=["nearest", "linear", "nearest-exact"], align_corners=[None, True, None])  # fmt: skip
+    add("sum-factors", "resample_sum", (2, 3, 6, 9), (2, 3, 4, 6), mode="linear",
+        scale_factors=[None, 1.5], size=(6, 9))  # fmt: skip
+    add("sum-factors-give-size", "resample_sum", (2, 3, 5, 7), (2, 3, 10, 14), mode="nearest",
+        scale_factors=[1.3, None])  # fmt: skip
+    add("sum-eight", "resample_sum", *[(1, 2, 1 + i, 9 - i) for i in range(8)], size=(5, 6),
+        weights=True, mode="linear")  # fmt: skip
+    add("sum-1d-relu", "resample_sum", (2, 4, 16), (2, 4, 5), mode="linear", activation="relu")
+    add("sum-3d-weights", "resample_sum", (2, 2, 4, 3, 5), (2, 2, 2, 2, 2), weights=True,
+        mode="linear", activation="relu")  # fmt: skip
+    add("sum-one-channel", "resample_sum", (2, 1, 5, 5), (2, 1, 3, 3), mode="linear")
+    add("sum-one-image", "resample_sum", (1, 3, 5, 5), (1, 3, 3, 3), activation="relu")
+    add("sum-33-columns-relu", "resample_sum", (1, 3, 3, 33), (1, 3, 2, 9), activation="relu")
+
+    add("cat-unet", "resample_cat", (2, 4, 4, 4), (2, 3, 8, 8), size=(8, 8))
+    add("cat-relu", "resample_cat", (2, 3, 5, 5), (2, 4, 3, 2), mode="linear", activation="relu")
+    add("cat-no-channels", "resample_cat", (2, 3, 4, 4), (2, 0, 2, 2), (2, 1, 2, 2))
+    add("cat-batch-broadcast", "resample_cat", (3, 2, 4, 4), (1, 3, 2, 2), mode="linear")
+    add("cat-3d", "resample_cat", (2, 2, 2, 3, 4), (2, 1, 4, 6, 8), size=(4, 6, 8), mode="linear")
+    add("cat-aspp", "resample_cat", (2, 3, 5, 5), (2, 3, 5, 5), (2, 3, 1, 1), mode="bilinear")
+
+    last = "channels_last"
+    add("sum-channels-last", "resample_sum", (2, 5, 6, 7), (2, 5, 3, 4), layouts=(last, last),
+        mode="linear", activation="relu", weights=True)  # fmt: skip
+    add("sum-mixed-layouts", "resample_sum", (2, 5, 6, 7), (2, 5, 3, 4), (2, 5, 2, 2),
+        layouts=("contiguous", last, "tokens"), mode="linear", activation="relu")  # fmt: skip
+    add("sum-strided", "resample_sum", (2, 3, 4, 5), (2, 3, 2, 3), layouts=("strided", "strided"),
+        mode="linear", weights=True, activation="relu")  # fmt: skip
+    add("sum-strided-then-last", "resample_sum", (2, 3, 4, 5), (2, 3, 2, 3),
+        layouts=("strided", last), activation="relu")  # fmt: skip
+    add("sum-expanded", "resample_sum", (2, 3, 4, 5), (2, 3, 2, 3), layouts=("expanded", "expanded"),
+        mode="linear")  # fmt: skip
+    add("sum-last-one-image", "resample_sum", (1, 4, 5, 5), (1, 4, 3, 3), layouts=(last, last))
+    add("sum-last-one-pixel-first", "resample_sum", (2, 4, 1, 1), (2, 4, 3, 3), size=(3, 3),
+        layouts=(last, last))  # fmt: skip
+    add("sum-last-to-one-pixel", "resample_sum", (2, 4, 3, 3), (2, 4, 2, 2), size=1,
+        layouts=(last, last), activation="relu")  # fmt: skip
+    add("sum-last-3d", "resample_sum", (2, 3, 2, 3, 4), (2, 3, 4, 3, 2), layouts=(last, last),
+        mode="linear", activation="relu")  # fmt: skip
+    add("cat-channels-last", "resample_cat", (2, 3, 6, 6), (2, 4, 3, 3), (2, 1, 2, 2),
+        layouts=(last, last, last), mode="linear", activation="relu")  # fmt: skip
+    add("cat-mixed-layouts", "resample_cat", (2, 3, 6, 6), (2, 4, 3, 3), layouts=(last, "contiguous"),
+        mode="linear")  # fmt: skip
+    return cases
+
+
+CASES = _cases()
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

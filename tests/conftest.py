@@ -1,0 +1,64 @@
+"""What all tests share. MSR_CUDA_REQUIRE=1 turns every skip for something missing into a failure."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pathlib
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+
+from msr_cuda import _extension
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "examples"))
+
+REQUIRE = os.environ.get("MSR_CUDA_REQUIRE", "") not in ("", "0")
+
+
+def missing(reason: str) -> None:
+    """Skips a test for want of something, or fails where everything is required to be there."""
+    if REQUIRE:
+        pytest.fail(f"MSR_CUDA_REQUIRE=1, but {reason}")
+    pytest.skip(reason)
+
+
+def require_or_skip(name: str) -> ModuleType:
+    """Imports an optional package."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        missing(f"{name} cannot be imported: {error}")
+        raise
+
+
+def devices() -> list[str]:
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+@pytest.fixture(params=devices())
+def device(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def kernel(device: str) -> str:
+    """A device that has kernels, for tests that pass ``impl="kernel"``."""
+    if not _extension.has_kernels(device):
+        missing(f"no {device} kernels: {_extension.WHY_NOT}")
+    return device
+
+
+@pytest.fixture(params=["kernel", "reference"])
+def impl(request: pytest.FixtureRequest, device: str) -> str:
+    if request.param == "kernel" and not _extension.has_kernels(device):
+        missing(f"no {device} kernels: {_extension.WHY_NOT}")
+    return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)

@@ -1,0 +1,500 @@
+"""Values and derivatives of every operator, over the table of cases."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from cases import CASES, Case, every_case
+from conftest import missing
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+
+import msr_cuda
+from msr_cuda import _extension, _ops, _spec, autograd, reference, testing
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+
+
+def leaves(case: Case, dtype: torch.dtype, device: str) -> tuple[list[Tensor], Tensor | None]:
+    weights_dtype = dtype if dtype == torch.float64 else torch.float32
+    return (
+        case.maps(dtype, device, requires_grad=True),
+        case.make_weights(weights_dtype, device, requires_grad=True),
+    )
+
+
+def in_float64(maps: list[Tensor], weights: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
+    """The same values in float64, with the same strides."""
+    return (
+        [x.detach().double().requires_grad_() for x in maps],
+        None if weights is None else weights.detach().double().requires_grad_(),
+    )
+
+
+@every_dtype
+@every_case
+def test_values_and_gradients(case: Case, dtype: torch.dtype, device: str, impl: str) -> None:
+    maps, weights = leaves(case, dtype, device)
+    output = case.call(maps, weights, impl)
+    maps64, weights64 = in_float64(maps, weights)
+    expected = case.call(maps64, weights64, "reference")
+    assert output.dtype == dtype
+    testing.assert_within(output, expected, what="output")
+
+    grad = torch.randn_like(expected).to(dtype)
+    wanted = [*maps, *([] if weights is None else [weights])]
+    wanted64 = [*maps64, *([] if weights64 is None else [weights64])]
+    actual = torch.autograd.grad(output, wanted, grad)
+    truth = torch.autograd.grad(expected, wanted64, grad.double())
+
+    call = case.prepared(maps64)
+    gated = grad.double()
+    if case.kwargs.get("activation") == "relu":
+        gated = gated * (expected > 0)
+    channel = 0
+    for i, x in enumerate(maps):
+        part = gated
+        if case.operator == "resample_cat":
+            part = gated.narrow(1, channel, x.shape[1])
+            channel += x.shape[1]
+        scale = 1.0 if weights is None else weights[i].item()
+        norm = testing.gradient_term_norm(part * scale, x.shape, call.modes[i], call.scale_factors[i])
+        testing.assert_within(actual[i], truth[i], term_norm=norm, what=f"gradient of map {i}")
+        assert actual[i].dtype == x.dtype
+    if weights is not None:
+        terms = []
+        for i, x in enumerate(maps64):
+            resampled = reference.resample_map(
+                x.detach(), call.size, call.modes[i], call.scale_factors[i]
+            )
+            terms.append(((gated * resampled) ** 2).sum().sqrt())
+        testing.assert_within(
+            actual[-1], truth[-1], term_norm=torch.stack(terms), what="gradient of the weights"
+        )
+
+
+@every_case
+def test_gradcheck(case: Case, kernel: str) -> None:
+    maps, weights = leaves(case, torch.float64, kernel)
+    if sum(x.numel() for x in maps) > 2000:
+        maps = [x[:, :4].detach().requires_grad_() for x in maps]
+    # Numerical differentiation writes to its inputs: no element may be seen twice.
+    maps = [x.detach().contiguous().requires_grad_() if 0 in x.stride() else x for x in maps]
+    inputs = (*maps, *([] if weights is None else [weights]))
+
+    def call(*leaves: Tensor) -> Tensor:
+        return case.call(list(leaves[: len(maps)]), None if weights is None else leaves[-1], "kernel")
+
+    output = call(*inputs)
+    if output.numel() == 0:
+        assert all(g.numel() == 0 for g in torch.autograd.grad(output.sum(), inputs))
+        return
+    assert gradcheck(call, inputs, fast_mode=True)
+    # gradgradcheck alone passes vacuously where the first gradient does not require grad.
+    grad = torch.randn_like(output).requires_grad_()
+    first = torch.autograd.grad(output, inputs, grad, create_graph=True)
+    assert all(g.requires_grad for g in first)
+    assert gradgradcheck(call, inputs, fast_mode=True)
+
+
+@every_case
+def test_adjoint_identity(case: Case, kernel: str) -> None:
+    """<R x, y> = <x, R^T y>, for the linear part of the call."""
+    linear = Case(case.name, case.operator, case.shapes, {**case.kwargs}, False, case.layouts)
+    linear.kwargs.pop("activation", None)
+    maps = linear.maps(torch.float64, kernel, requires_grad=True)
+    output = linear.call(maps, None, "kernel")
+    y = torch.randn_like(output)
+    grads = torch.autograd.grad(output, maps, y)
+    left = (output.detach() * y).sum()
+    right = torch.stack([(x.detach() * g).sum() for x, g in zip(maps, grads, strict=True)]).sum()
+    torch.testing.assert_close(left, right, rtol=1e-10, atol=1e-10)
+
+
+@every_case
+def test_raw_operators_pass_opcheck(case: Case, kernel: str) -> None:
+    maps = case.maps(torch.float32, kernel)
+    weights = case.make_weights(torch.float32, kernel)
+    call = case.prepared(maps)
+    size, spec, scales = list(call.size), call.spec, call.flat_scales
+    saving = spec | (_spec.SAVE_MASK if _spec.has_activation(spec) else 0)
+    torch.library.opcheck(_ops.gather_full, (maps, weights, None, size, saving, scales))
+    output, mask = _ops.gather_full(maps, weights, None, size, saving, scales)
+    grad = torch.randn_like(output)
+    gate = mask if mask.numel() else None
+    shapes = [n for x in maps for n in x.shape]
+    requests = sum(_spec.request(x, True) << (4 * i) for i, x in enumerate(maps))
+    values = maps if weights is not None else []
+    torch.library.opcheck(
+        _ops.spread_full, (grad, gate, weights, values, shapes, spec, requests, scales)
+    )
+    if not scales:
+        torch.library.opcheck(_ops.gather, (maps, size, spec))
+        torch.library.opcheck(_ops.spread, (grad, shapes, spec, requests))
+
+
+def clones(maps: list[Tensor], weights: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
+    """Fresh leaves with the same values and strides."""
+    return copy.deepcopy((maps, weights))
+
+
+def outcome(function: object, maps: list[Tensor], weights: Tensor | None) -> list[Tensor]:
+    """Output and gradients of one call, for comparisons bit by bit."""
+    maps, weights = clones(maps, weights)
+    output = function(maps, weights)  # type: ignore[operator]
+    grad = torch.linspace(-1, 1, output.numel(), device=output.device).view(output.shape)
+    inputs = [*maps, *([] if weights is None else [weights])]
+    return [output, *torch.autograd.grad(output, inputs, grad.to(output.dtype))]
+
+
+def assert_same_bits(first: list[Tensor], second: list[Tensor]) -> None:
+    for a, b in zip(first, second, strict=True):
+        assert a.dtype == b.dtype and torch.equal(a, b)
+
+
+@every_case
+def test_compiled_is_bitwise_equal(case: Case, kernel: str) -> None:
+    maps, weights = leaves(case, torch.float32, kernel)
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda m, w: case.call(m, w, "kernel"), fullgraph=True, backend="aot_eager"
+    )
+    eager = outcome(lambda m, w: case.call(m, w, "kernel"), maps, weights)
+    graph = outcome(compiled, maps, weights)
+    assert_same_bits(eager, graph)
+    assert eager[0].stride() == graph[0].stride()
+
+
+@pytest.mark.parametrize(
+    "name", ["2d-linear", "sum-weights-relu", "cat-mixed-layouts", "sum-fpn"]
+)
+def test_inductor_is_bitwise_equal(name: str, kernel: str) -> None:
+    case = next(c for c in CASES if c.name == name)
+    maps, weights = leaves(case, torch.float32, kernel)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda m, w: case.call(m, w, "kernel"), fullgraph=True)
+    eager = outcome(lambda m, w: case.call(m, w, "kernel"), maps, weights)
+    assert_same_bits(eager, outcome(compiled, maps, weights))
+
+
+def _fuse(low: Tensor, high: Tensor, weights: Tensor) -> Tensor:
+    fused = msr_cuda.resample_sum(
+        [high, low], weights=weights, mode="bilinear", activation="relu", impl="kernel"
+    )
+    doubled = msr_cuda.resample(fused, scale_factor=2.0, impl="kernel")
+    stretched = msr_cuda.resample(low, scale_factor=1.5, mode="bilinear", impl="kernel")
+    return msr_cuda.resample_cat([low, doubled, stretched], size=doubled.shape[2:], impl="kernel")
+
+
+def test_one_graph_serves_all_sizes(kernel: str) -> None:
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(_fuse, fullgraph=True, backend=counter, dynamic=True)
+    weights = torch.randn(2, device=kernel, requires_grad=True)
+    # Sizes differ from each other and from batch and channels: equal ones would be taken for one symbol.
+    for height, width in ((10, 14), (11, 17), (23, 19), (40, 31), (13, 50)):
+        low = torch.randn(3, 5, height, width, device=kernel, requires_grad=True)
+        high = torch.randn(3, 5, 2 * height + 1, 3 * width, device=kernel, requires_grad=True)
+        leaves = (low, high, weights)
+        eager, graph = _fuse(*leaves), compiled(*leaves)
+        grad = torch.randn_like(eager)
+        assert torch.equal(eager, graph)
+        assert_same_bits(
+            list(torch.autograd.grad(eager, leaves, grad)),
+            list(torch.autograd.grad(graph, leaves, grad)),
+        )
+    assert counter.frame_count == 1
+
+
+@every_case
+def test_two_runs_and_any_number_of_threads_agree_bitwise(case: Case, kernel: str) -> None:
+    maps, weights = leaves(case, torch.float32, kernel)
+    first = outcome(lambda m, w: case.call(m, w, "kernel"), maps, weights)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            again = outcome(lambda m, w: case.call(m, w, "kernel"), maps, weights)
+            assert_same_bits(first, again)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_deterministic_algorithms_are_no_problem(device: str, impl: str) -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        x = torch.randn(2, 3, 8, 9, device=device, requires_grad=True)
+        msr_cuda.resample(x, size=(13, 21), mode="bilinear", impl=impl).sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert x.grad is not None and x.grad.abs().sum() > 0
+
+
+@every_case
+def test_layout_of_result_and_gradients(case: Case, device: str, impl: str) -> None:
+    maps, weights = leaves(case, torch.float32, device)
+    output = case.call(maps, weights, impl)
+    layout = next(
+        (l for l in map(_spec.is_channels_last, maps) if l is not None), False
+    )
+    assert output.stride() == _spec.dense_strides(output.shape, layout)
+    assert output.is_contiguous(memory_format=_spec.memory_format(layout, output.dim())) or (
+        output.dim() == 3
+    )
+    if output.numel():
+        bases = {x.untyped_storage().data_ptr() for x in maps}
+        assert output.untyped_storage().data_ptr() not in bases
+    if impl == "kernel":
+        # The fake operator must promise the same strides, or compiled code reads the wrong memory.
+        call = case.prepared(maps)
+        fakes = [torch.empty_strided(x.shape, x.stride(), device="meta") for x in maps]
+        fake_weights = None if weights is None else torch.empty_like(weights, device="meta")
+        fake = autograd.gather(fakes, fake_weights, call.size, call.spec, call.flat_scales)
+        assert (fake.shape, fake.stride(), fake.dtype) == (
+            output.shape, output.stride(), output.dtype
+        )  # fmt: skip
+        if _spec.has_activation(call.spec) or weights is not None:
+            # No map passes through: each gradient is written, in its own map's layout.
+            grads = torch.autograd.grad(output, maps, torch.randn_like(output))
+            for x, grad in zip(maps, grads, strict=True):
+                own = bool(_spec.is_channels_last(x))
+                assert grad.stride() == _spec.dense_strides(x.shape, own)
+
+
+def test_mixed_dtypes_promote(device: str, impl: str) -> None:
+    for first, second in ((torch.float16, torch.float32), (torch.bfloat16, torch.float16),
+                          (torch.float32, torch.float64)):  # fmt: skip
+        a = torch.randn(2, 3, 4, 4, device=device).to(first).requires_grad_()
+        b = torch.randn(2, 3, 2, 2, device=device).to(second).requires_grad_()
+        weights = torch.randn(2, device=device, requires_grad=True)
+        for function in (msr_cuda.resample_sum, msr_cuda.resample_cat):
+            extra = {"weights": weights} if function is msr_cuda.resample_sum else {}
+            output = function([a, b], mode="linear", impl=impl, **extra)
+            assert output.dtype == torch.promote_types(first, second)
+            a64, b64 = (x.detach().double() for x in (a, b))
+            if extra:
+                extra = {"weights": weights.detach().double()}
+            truth = function([a64, b64], mode="linear", impl="reference", **extra)
+            testing.assert_within(output, truth)
+            grads = torch.autograd.grad(output.float().sum(), [a, b])
+            assert [g.dtype for g in grads] == [first, second]
+
+
+def test_result_dtype_on_request(device: str, impl: str) -> None:
+    x = torch.randn(2, 3, 4, 4, device=device, dtype=torch.float16)
+    for dtype in DTYPES:
+        output = msr_cuda.resample_sum([x, x[:, :, ::2, ::2]], mode="linear", dtype=dtype, impl=impl)
+        assert output.dtype == dtype
+        truth = msr_cuda.resample_sum(
+            [x.double(), x[:, :, ::2, ::2].double()], mode="linear", impl="reference"
+        )
+        testing.assert_within(output, truth) if dtype != torch.float64 else torch.testing.assert_close(
+            output, truth, rtol=1e-10, atol=1e-10
+        )
+
+
+def test_cpu_autocast_keeps_the_dtype(impl: str) -> None:
+    if impl == "kernel" and not _extension.has_kernels("cpu"):
+        missing("no cpu kernels")
+    x = torch.randn(2, 3, 4, 4, dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for mode in ("nearest", "linear"):
+            assert msr_cuda.resample(x, size=7, mode=mode, impl=impl).dtype == torch.bfloat16
+            assert msr_cuda.resample_cat([x, x.float()], mode=mode, impl=impl).dtype == torch.float32
+
+
+_CUDA_AUTOCAST = """
+import torch, torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+import msr_cuda
+from msr_cuda import _ops, _spec
+
+with FakeTensorMode():
+    x = torch.empty(2, 4, 8, 8, device="cuda", dtype=torch.float16)
+    y = torch.empty(2, 4, 16, 16, device="cuda", dtype=torch.float16)
+    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_dtype("cuda", torch.float16)
+    try:
+        assert F.interpolate(x, scale_factor=2).dtype == torch.float32  # what users lose today
+        for mode in (_spec.Mode.NEAREST, _spec.Mode.LINEAR):
+            for cat in (False, True):
+                spec = _spec.pack([mode, mode], cat=cat, activation="relu", channels_last=False,
+                                  dtype=torch.float16, accumulate_double=False)
+                assert _ops.gather([y, x], [16, 16], spec).dtype == torch.float16
+        # Here, without CUDA kernels, the public functions fall back: same dtype.
+        assert msr_cuda.resample(x, scale_factor=2, mode="bilinear").dtype == torch.float16
+        assert msr_cuda.resample_sum([y, x]).dtype == torch.float16
+        assert msr_cuda.resample_cat([y, x]).dtype == torch.float16
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+print("ok")
+"""
+
+
+def test_cuda_autocast_keeps_the_dtype() -> None:
+    """Under CUDA autocast PyTorch makes every interpolate float32; ours stays as it came."""
+    if not _extension.LOADED:
+        missing(f"no kernels: {_extension.WHY_NOT}")
+    # In a process of its own: mistakes with fake CUDA tensors abort.
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(_CUDA_AUTOCAST)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.stdout.strip() == "ok", run.stderr
+
+
+@every_case
+def test_torch_func_and_forward_ad(case: Case, device: str) -> None:
+    maps, weights = leaves(case, torch.float64, device)
+    if maps[0].numel() == 0:
+        return
+    # Forward-mode AD refuses maps whose elements overlap.
+    primals = [x.detach().contiguous() if 0 in x.stride() else x.detach() for x in maps]
+    constant = None if weights is None else weights.detach()
+    tangents = [torch.randn_like(x) for x in primals]
+
+    def call(*leaves: Tensor) -> Tensor:
+        return case.call(list(leaves), constant)
+
+    step = 1e-6
+    ahead = call(*[x + step * t for x, t in zip(primals, tangents, strict=True)])
+    behind = call(*[x - step * t for x, t in zip(primals, tangents, strict=True)])
+    numeric = (ahead - behind) / (2 * step)
+    assert numeric.abs().max() > 0.01
+
+    _, jvp = torch.func.jvp(call, tuple(primals), tuple(tangents))
+    torch.testing.assert_close(jvp, numeric, rtol=1e-5, atol=1e-6)
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(x, t) for x, t in zip(primals, tangents, strict=True)]
+        tangent = forward_ad.unpack_dual(call(*duals)).tangent
+    torch.testing.assert_close(tangent, numeric, rtol=1e-5, atol=1e-6)
+
+    expected = torch.autograd.grad(case.call(maps, constant, "reference").pow(2).sum(), maps[0])[0]
+    grad = torch.func.grad(lambda x: call(x, *primals[1:]).pow(2).sum())(primals[0])
+    assert grad.abs().max() > 0.01
+    torch.testing.assert_close(grad, expected, rtol=1e-9, atol=1e-9)
+
+    stacked = [torch.stack([x, 2 * x]) for x in primals]
+    mapped = torch.func.vmap(call)(*stacked)
+    torch.testing.assert_close(mapped[1], call(*[2 * x for x in primals]), rtol=1e-9, atol=1e-9)
+
+
+def test_compiled_torch_func(device: str) -> None:
+    x = torch.randn(2, 3, 4, 5, device=device)
+
+    def loss(x: Tensor) -> Tensor:
+        return msr_cuda.resample(x, size=(7, 9), mode="bilinear").pow(2).sum()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(torch.func.grad(loss), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), torch.func.grad(loss)(x))
+
+
+@every_dtype
+@pytest.mark.parametrize("corners", [None, True])
+def test_constant_maps_stay_constant(
+    dtype: torch.dtype, corners: bool | None, device: str, impl: str
+) -> None:
+    for value in (1.0, 0.1, -3.14159, 1000.7):
+        x = torch.full((1, 2, 5, 7), value, device=device, dtype=dtype)
+        for size in ((11, 13), (3, 4), (64, 50), (5, 14)):
+            y = msr_cuda.resample(x, size=size, mode="bilinear", align_corners=corners, impl=impl)
+            error = (y.double() - x.flatten()[0].double()).abs().max().item()
+            ulp = abs(float(x.flatten()[0])) * torch.finfo(dtype).eps
+            assert error <= (0 if dtype in (torch.float16, torch.bfloat16) else 2 * ulp)
+
+
+def test_not_a_number_and_infinity_pass_through(device: str, impl: str) -> None:
+    """Non-finite results stand where F.interpolate has them, and NaN stays NaN."""
+    x = torch.randn(1, 1, 6, 7, device=device)
+    x[0, 0, 1, 2], x[0, 0, 4, 5] = torch.nan, torch.inf
+    for mode, corners in (("nearest", None), ("nearest-exact", None), ("bilinear", False),
+                          ("bilinear", True)):  # fmt: skip
+        for size in ((11, 13), (3, 4), (6, 14), (12, 7)):
+            ours = msr_cuda.resample(x, size, mode=mode, align_corners=corners, impl=impl)
+            aten = torch.nn.functional.interpolate(x, size, mode=mode, align_corners=corners)
+            assert torch.equal(ours.isfinite(), aten.isfinite()), (mode, corners, size)
+    z = torch.tensor([[[-1.0, torch.nan, 2.0]]], device=device, requires_grad=True)
+    y = msr_cuda.resample_sum([z], activation="relu", impl=impl)
+    assert y.isnan().tolist() == [[[False, True, False]]]
+    y.sum().backward()
+    assert z.grad is not None and z.grad.tolist() == [[[0.0, 1.0, 1.0]]]  # as torch.relu
+
+
+def test_gradients_that_pass_through_are_not_copied(kernel: str) -> None:
+    a = torch.randn(2, 3, 4, 4, device=kernel, requires_grad=True)
+    b = torch.randn(2, 3, 2, 2, device=kernel, requires_grad=True)
+    output = msr_cuda.resample_sum([a, b], impl="kernel")
+    grad = torch.randn_like(output)
+    assert torch.autograd.grad(output, a, grad)[0].data_ptr() == grad.data_ptr()
+    output = msr_cuda.resample_cat([b, a], size=(4, 4), impl="kernel")
+    grad = torch.randn_like(output)
+    assert torch.autograd.grad(output, a, grad)[0].data_ptr() == grad[:, 3:].data_ptr()
+
+
+def test_what_is_kept_for_backward(kernel: str) -> None:
+    """Nothing; a bit per element for ReLU; the inputs only where the weights need a gradient."""
+    maps = [torch.randn(2, 3, 8, 8, device=kernel, requires_grad=True),
+            torch.randn(2, 3, 4, 4, device=kernel, requires_grad=True)]  # fmt: skip
+    weights = torch.randn(2, device=kernel)
+
+    def saved(**kwargs: object) -> int:
+        sizes: list[int] = []
+        pack = torch.autograd.graph.saved_tensors_hooks(
+            lambda t: sizes.append(t.numel() * t.element_size()) or t, lambda t: t
+        )
+        with pack:
+            msr_cuda.resample_sum(maps, mode="linear", impl="kernel", **kwargs)  # type: ignore[arg-type]
+        return sum(sizes)
+
+    output_elements = 2 * 3 * 8 * 8
+    assert saved() == 0
+    assert saved(activation="relu") == output_elements // 8
+    assert saved(weights=weights) == weights.numel() * 4
+    both = sum(x.numel() for x in maps)
+    assert saved(weights=weights.clone().requires_grad_()) == (both + weights.numel()) * 4
+
+
+def test_an_in_place_layer_after_the_call_is_legal(device: str, impl: str) -> None:
+    x = torch.randn(2, 3, 4, 4, device=device, requires_grad=True)
+    y = msr_cuda.resample_sum([x, x[:, :, ::2, ::2]], activation="relu", impl=impl)
+    torch.nn.functional.relu_(y.add_(0.5)).sum().backward()
+    assert x.grad is not None and x.grad.abs().sum() > 0
+
+
+def test_checkpointing(kernel: str) -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    x = torch.randn(2, 3, 4, 4, device=kernel, requires_grad=True)
+
+    def block(x: Tensor) -> Tensor:
+        return msr_cuda.resample_sum([x, x[:, :, ::2, ::2]], activation="relu", impl="kernel")
+
+    plain = torch.autograd.grad(block(x).pow(2).sum(), x)[0]
+    again = torch.autograd.grad(checkpoint(block, x, use_reentrant=False).pow(2).sum(), x)[0]
+    assert torch.equal(plain, again)
+
+
+def test_gradient_penalty_matches_the_reference(kernel: str) -> None:
+    """Second derivatives with respect to maps and weights, through ReLU and weights together."""
+    a = torch.randn(2, 3, 6, 6, device=kernel, dtype=torch.float64, requires_grad=True)
+    b = torch.randn(2, 3, 3, 4, device=kernel, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(2, device=kernel, dtype=torch.float64, requires_grad=True)
+    results = []
+    for impl in ("kernel", "reference"):
+        output = msr_cuda.resample_sum(
+            [a, b], weights=weights, mode="linear", activation="relu", impl=impl
+        )
+        first = torch.autograd.grad(output.pow(3).sum(), (a, b, weights), create_graph=True)
+        penalty = torch.stack([g.pow(2).sum() for g in first]).sum()
+        results.append(torch.autograd.grad(penalty, (a, b, weights)))
+    for ours, truth in zip(*results, strict=True):
+        assert truth.abs().max() > 0
+        torch.testing.assert_close(ours, truth, rtol=1e-10, atol=1e-10)
