@@ -255,8 +255,7 @@ def _prepare(
     target = _resolve_size(name, inputs, size, scales, rank)
     if not keep_scales:
         scales = [None] * count
-    for i in range(count):
-        scales[i] = _effective_scale(scales[i], modes[i], inputs[i], target)
+    scales = [_effective_scale(s, m) for s, m in zip(scales, modes, strict=True)]
     flat_scales: list[float] = []
     if any(s is not None for s in scales):
         for scale in scales:
@@ -465,20 +464,12 @@ def _resolve_size(
 
 
 def _effective_scale(
-    scale: tuple[float, ...] | None, mode: _spec.Mode, input: Tensor, size: tuple[int, ...]
+    scale: tuple[float, ...] | None, mode: _spec.Mode
 ) -> tuple[float, ...] | None:
     """None where the sizes give the same coordinates, so that hot calls carry no scales."""
     if scale is None or mode is _spec.Mode.LINEAR_ALIGN_CORNERS:
         return None
-    if all(factor.is_integer() for factor in scale):
-        return None
-    if mode is _spec.Mode.NEAREST and input.device.type == "cpu":
-        # ATen's CPU kernels shift where an axis exactly doubles, whatever the factor was.
-        scale = tuple(
-            2.0 if out == 2 * n else factor
-            for factor, n, out in zip(scale, input.shape[2:], size, strict=True)
-        )
-    return scale
+    return None if all(factor.is_integer() for factor in scale) else scale
 
 
 def _check_weights(name: str, weights: Tensor, inputs: Sequence[Tensor]) -> None:

@@ -74,7 +74,7 @@ def taps(
             numerator = ((2 * destination + 1) * in_size - out_size).clamp(min=0)
             denominator = 2 * out_size
         first = torch.div(numerator, denominator, rounding_mode="floor")
-        fraction = (numerator - first * denominator).double() / denominator
+        fraction = (numerator - first * denominator).double() * (1.0 / denominator)
     else:
         position = ((destination.double() + 0.5) * (1.0 / scale_factor) - 0.5).clamp(min=0)
         first = position.long().clamp(max=in_size - 1)

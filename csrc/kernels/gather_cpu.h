@@ -28,7 +28,7 @@ class GatherCpu {
     }
   }
 
-  int64_t num_chunks() const { return ceil_divide(numel(params_.out), kChunk); }
+  int64_t num_chunks() const { return ceil_div(numel(params_.out), kChunk); }
 
   // Writes the elements of one chunk.
   void run(int64_t chunk) const {
@@ -37,7 +37,7 @@ class GatherCpu {
     const int64_t run_axis = out.channels_last ? out.size[1] : out.size[4];
     std::array<acc_t, kChunk> sum;
     for (int64_t offset = chunk * kChunk; offset < end;) {
-      const Position p = position_of(out.size, out.channels_last, offset);
+      const Position p = position_of(out, offset);
       const int64_t at = out.channels_last ? p.c : p.at[2];
       const int64_t length = std::min(run_axis - at, end - offset);
       std::fill_n(sum.data(), length, acc_t(0));
@@ -53,7 +53,7 @@ class GatherCpu {
     }
     if (params_.mask && end == numel(out)) {
       // The mask ends with a whole 32-bit word, as warps write it: no bit of it may stay unwritten.
-      std::fill(params_.mask + ceil_divide(end, 8), params_.mask + 4 * ceil_divide(end, 32), uint8_t{0});
+      std::fill(params_.mask + ceil_div(end, 8), params_.mask + 4 * ceil_div(end, 32), uint8_t{0});
     }
   }
 

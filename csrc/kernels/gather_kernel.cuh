@@ -8,6 +8,7 @@
 
 namespace msr {
 
+// With two blocks of 256 threads per multiprocessor the compiler has 128 registers, and spills none.
 constexpr int kGatherThreads = 256;
 constexpr int64_t kMaxBlocks = int64_t{1} << 20;  // the rest is done by grid-stride loops
 
@@ -37,7 +38,7 @@ __device__ acc_t gather_taps(const Branch& branch, const Position& p) {
 }
 
 template <typename acc_t>
-__global__ void __launch_bounds__(kGatherThreads) gather_kernel(GatherParams params) {
+__global__ void __launch_bounds__(kGatherThreads, 2) gather_kernel(GatherParams params) {
   const int64_t total = numel(params.out);
   const int64_t step = static_cast<int64_t>(gridDim.x) * kGatherThreads;
   const int lane = threadIdx.x % 32;
@@ -45,7 +46,7 @@ __global__ void __launch_bounds__(kGatherThreads) gather_kernel(GatherParams par
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kGatherThreads + threadIdx.x; i - lane < total; i += step) {
     acc_t sum = 0;
     if (i < total) {
-      const Position p = position_of(params.out.size, params.out.channels_last, i);
+      const Position p = position_of(params.out, i);
       for (int32_t b = 0; b < params.num_branches; ++b) {
         const Branch& branch = params.branches[b];
         if (p.c < branch.channel_begin || p.c >= branch.channel_begin + branch.map.size[1]) continue;
@@ -66,7 +67,7 @@ __global__ void __launch_bounds__(kGatherThreads) gather_kernel(GatherParams par
 }
 
 inline dim3 gather_grid(const GatherParams& params) {
-  const int64_t blocks = (numel(params.out) + kGatherThreads - 1) / kGatherThreads;
+  const int64_t blocks = ceil_div(numel(params.out), kGatherThreads);
   return dim3(static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks));
 }
 

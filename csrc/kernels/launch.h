@@ -23,7 +23,7 @@ inline void plan_spread_blocks(SpreadParams& params) {
   for (int b = 0; b < kMaxInputs; ++b) {
     int64_t blocks = 0;
     if (b < params.num_branches && (params.branches[b].map.data || params.inputs[b])) {
-      blocks = ceil_divide(numel(params.branches[b].map), kSpreadThreads);
+      blocks = ceil_div(numel(params.branches[b].map), kSpreadThreads);
       if (blocks > kMaxBlocksPerBranch) blocks = kMaxBlocksPerBranch;
     }
     params.block_begin[b + 1] = params.block_begin[b] + blocks;

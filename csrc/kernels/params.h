@@ -22,6 +22,7 @@ struct Map {
   void* data;  // null: not wanted (gradients)
   int64_t size[kDims];
   int64_t stride[kDims];
+  double inverse[kDims];  // 1 / size, for divide()
   DType dtype;
   bool channels_last;  // the order of the elements in memory, where this program allocated the map
 };
@@ -32,34 +33,38 @@ MSR_HOST_DEVICE int64_t numel(const Map& map) {
   return n;
 }
 
+// Sets sizes and what follows from them.
+inline void set_sizes(Map& map, const int64_t (&size)[kDims]) {
+  for (int i = 0; i < kDims; ++i) {
+    map.size[i] = size[i];
+    map.inverse[i] = size[i] > 0 ? 1.0 / static_cast<double>(size[i]) : 0.0;
+  }
+}
+
 struct Position {
   int64_t n, c;
   int32_t at[kSpatialDims];
 };
 
 // The coordinates of the element that comes `offset`-th in the memory of a dense map.
-MSR_HOST_DEVICE Position position_of(const int64_t (&size)[kDims], bool channels_last, int64_t offset) {
+MSR_HOST_DEVICE Position position_of(const Map& map, int64_t offset) {
   Position p;
-  if (channels_last) {
-    p.c = offset % size[1];
-    offset /= size[1];
-  }
-  for (int i = kSpatialDims - 1; i >= 0; --i) {
-    p.at[i] = static_cast<int32_t>(offset % size[2 + i]);
-    offset /= size[2 + i];
-  }
-  if (!channels_last) {
-    p.c = offset % size[1];
-    offset /= size[1];
-  }
+  const auto take = [&](int axis) {
+    const Divided at = divide(offset, map.size[axis], map.inverse[axis]);
+    offset = at.quotient;
+    return at.rest;
+  };
+  if (map.channels_last) p.c = take(1);
+  for (int i = kSpatialDims - 1; i >= 0; --i) p.at[i] = static_cast<int32_t>(take(2 + i));
+  if (!map.channels_last) p.c = take(1);
   p.n = offset;
   return p;
 }
 
 // The inverse of position_of: which bit of the activation mask belongs to an element.
-MSR_HOST_DEVICE int64_t offset_of(const int64_t (&size)[kDims], bool channels_last, int64_t n, int64_t c, int64_t d,
-                                  int64_t h, int64_t w) {
-  if (channels_last) return (((n * size[2] + d) * size[3] + h) * size[4] + w) * size[1] + c;
+MSR_HOST_DEVICE int64_t offset_of(const Map& map, int64_t n, int64_t c, int64_t d, int64_t h, int64_t w) {
+  const int64_t(&size)[kDims] = map.size;
+  if (map.channels_last) return (((n * size[2] + d) * size[3] + h) * size[4] + w) * size[1] + c;
   return (((n * size[1] + c) * size[2] + d) * size[3] + h) * size[4] + w;
 }
 

@@ -44,32 +44,58 @@ enum class Rule : int32_t {
   kLinearAlignCorners,   // d * (in - 1) / (out - 1)
 };
 
+// Quotient and rest by a fixed divisor, without a division: GPUs call a subroutine for one. Exact for quotients below
+// 2^31 and for numerators below 2^53, whichever holds: the product is then off by one at most.
+struct Divided {
+  int64_t quotient;
+  int64_t rest;
+};
+
+MSR_HOST_DEVICE Divided divide(int64_t numerator, int64_t divisor, double inverse) {
+  int64_t quotient = static_cast<int64_t>(static_cast<double>(numerator) * inverse);
+  int64_t rest = numerator - quotient * divisor;
+  if (rest < 0) {
+    --quotient;
+    rest += divisor;
+  } else if (rest >= divisor) {
+    ++quotient;
+    rest -= divisor;
+  }
+  return {quotient, rest};
+}
+
 struct Axis {
-  double scale;  // source elements per destination element, where an explicit scale factor gave it
   int32_t in_size;
   int32_t out_size;
-  float nearest_scale;
   Rule rule;
+  float nearest_scale;  // source elements per destination element, as ATen rounds it
+  double scale;         // linear: the same, or 1 / the forward coordinate's denominator
+  double inverse;       // destinations per source, or 1 / the inverse coordinate's denominator
 };
 
 // scale_factor <= 0 stands for "none given": the scale follows from the sizes.
-MSR_HOST_DEVICE Axis make_axis(Mode mode, int32_t in_size, int32_t out_size, double scale_factor) {
-  Axis axis;
-  axis.in_size = in_size;
-  axis.out_size = out_size;
-  axis.scale = scale_factor > 0 ? 1.0 / scale_factor : 0.0;
-  axis.nearest_scale = scale_factor > 0 ? static_cast<float>(1.0 / scale_factor)
-                                        : static_cast<float>(in_size) / static_cast<float>(out_size);
-  if (in_size == out_size) {
-    axis.rule = Rule::kIdentity;
-  } else if (mode == Mode::kNearest) {
-    axis.rule = Rule::kNearest;
-  } else if (mode == Mode::kNearestExact) {
-    axis.rule = Rule::kNearestExact;
-  } else if (mode == Mode::kLinearAlignCorners) {
-    axis.rule = Rule::kLinearAlignCorners;
-  } else {
-    axis.rule = scale_factor > 0 ? Rule::kLinearScaled : Rule::kLinearRational;
+inline Axis make_axis(Mode mode, int32_t in_size, int32_t out_size, double scale_factor) {
+  const bool scaled = scale_factor > 0;
+  Axis axis{in_size, out_size, Rule::kIdentity, 0.0f, 0.0, 0.0};
+  if (in_size == out_size) return axis;
+  switch (mode) {
+    case Mode::kNearest:
+    case Mode::kNearestExact:
+      axis.rule = mode == Mode::kNearest ? Rule::kNearest : Rule::kNearestExact;
+      axis.nearest_scale = scaled ? static_cast<float>(1.0 / scale_factor)
+                                  : static_cast<float>(in_size) / static_cast<float>(out_size);
+      axis.inverse = 1.0 / axis.nearest_scale;
+      break;
+    case Mode::kLinear:
+      axis.rule = scaled ? Rule::kLinearScaled : Rule::kLinearRational;
+      axis.scale = scaled ? 1.0 / scale_factor : 1.0 / (2.0 * out_size);
+      axis.inverse = scaled ? scale_factor : 1.0 / (2.0 * in_size);
+      break;
+    case Mode::kLinearAlignCorners:
+      axis.rule = Rule::kLinearAlignCorners;
+      axis.scale = out_size > 1 ? 1.0 / (out_size - 1.0) : 0.0;
+      axis.inverse = in_size > 1 ? 1.0 / (in_size - 1.0) : 0.0;
+      break;
   }
   return axis;
 }
@@ -80,10 +106,9 @@ struct Coordinate {
   double fraction;
 };
 
-MSR_HOST_DEVICE Coordinate rational_coordinate(int64_t numerator, int64_t denominator) {
-  const int64_t index = numerator / denominator;
-  const int64_t rest = numerator - index * denominator;
-  return {static_cast<int32_t>(index), static_cast<double>(rest) / static_cast<double>(denominator)};
+MSR_HOST_DEVICE Coordinate rational_coordinate(int64_t numerator, int64_t denominator, double inverse) {
+  const Divided at = divide(numerator, denominator, inverse);
+  return {static_cast<int32_t>(at.quotient), static_cast<double>(at.rest) * inverse};
 }
 
 MSR_HOST_DEVICE Coordinate source_coordinate(const Axis& axis, int32_t d) {
@@ -99,11 +124,11 @@ MSR_HOST_DEVICE Coordinate source_coordinate(const Axis& axis, int32_t d) {
     }
     case Rule::kLinearRational: {
       const int64_t numerator = (2 * static_cast<int64_t>(d) + 1) * axis.in_size - axis.out_size;
-      return rational_coordinate(numerator > 0 ? numerator : 0, 2 * static_cast<int64_t>(axis.out_size));
+      return rational_coordinate(numerator > 0 ? numerator : 0, 2 * static_cast<int64_t>(axis.out_size), axis.scale);
     }
     case Rule::kLinearAlignCorners: {
       if (axis.out_size == 1) return {0, 0.0};
-      return rational_coordinate(static_cast<int64_t>(d) * (axis.in_size - 1), axis.out_size - 1);
+      return rational_coordinate(static_cast<int64_t>(d) * (axis.in_size - 1), axis.out_size - 1, axis.scale);
     }
     case Rule::kLinearScaled: {
       double source = (static_cast<double>(d) + 0.5) * axis.scale - 0.5;
@@ -154,13 +179,11 @@ MSR_HOST_DEVICE acc_t weight(const Axis& axis, int32_t d, int32_t s) {
   return s == at.index + 1 ? fraction : acc_t(0);
 }
 
+// For host code: the kernels divide by divide().
+inline int64_t ceil_div(int64_t numerator, int64_t denominator) { return (numerator + denominator - 1) / denominator; }
+
 MSR_HOST_DEVICE int32_t clamp_to(int64_t value, int32_t last) {
   return static_cast<int32_t>(value < 0 ? 0 : value > last ? last : value);
-}
-
-// ceil(numerator / denominator) for a positive denominator.
-MSR_HOST_DEVICE int64_t ceil_divide(int64_t numerator, int64_t denominator) {
-  return numerator > 0 ? (numerator + denominator - 1) / denominator : -((-numerator) / denominator);
 }
 
 // The first destination whose source index is at least s (out_size if there is none). Source indices never decrease
@@ -173,17 +196,23 @@ MSR_HOST_DEVICE int32_t first_destination(const Axis& axis, int32_t s) {
   switch (axis.rule) {
     case Rule::kIdentity:
       return s;
-    case Rule::kLinearRational:  // (2d + 1) * in - out >= 2 * out * s
-      return clamp_to(ceil_divide((2 * static_cast<int64_t>(s) + 1) * out - in, 2 * in), axis.out_size);
-    case Rule::kLinearAlignCorners:  // d * (in - 1) >= s * (out - 1)
+    case Rule::kLinearRational: {  // the least d with (2d + 1) * in - out >= 2 * out * s
+      const int64_t numerator = (2 * static_cast<int64_t>(s) + 1) * out - in;
+      if (numerator <= 0) return 0;
+      const Divided at = divide(numerator, 2 * in, axis.inverse);
+      return clamp_to(at.quotient + (at.rest > 0 ? 1 : 0), axis.out_size);
+    }
+    case Rule::kLinearAlignCorners: {  // the least d with d * (in - 1) >= s * (out - 1)
       if (out == 1) return 1;
-      return clamp_to(ceil_divide(s * (out - 1), in - 1), axis.out_size);
+      const Divided at = divide(s * (out - 1), in - 1, axis.inverse);
+      return clamp_to(at.quotient + (at.rest > 0 ? 1 : 0), axis.out_size);
+    }
     case Rule::kNearest:
     case Rule::kNearestExact:
-      d = static_cast<int64_t>(static_cast<double>(s) / axis.nearest_scale);
+      d = static_cast<int64_t>(static_cast<double>(s) * axis.inverse);
       break;
     case Rule::kLinearScaled:
-      d = static_cast<int64_t>((static_cast<double>(s) + 0.5) / axis.scale - 0.5);
+      d = static_cast<int64_t>((static_cast<double>(s) + 0.5) * axis.inverse - 0.5);
       break;
   }
   // Floating point gave an estimate; the forward rule itself decides.

@@ -19,7 +19,7 @@ class SpreadCpu {
   explicit SpreadCpu(const SpreadParams& params) : params_(params) {
     for (int b = 0; b < params.num_branches; ++b) {
       const bool wanted = params.branches[b].map.data || params.inputs[b];
-      first_chunk_[b + 1] = first_chunk_[b] + (wanted ? ceil_divide(numel(params.branches[b].map), kChunk) : 0);
+      first_chunk_[b + 1] = first_chunk_[b] + (wanted ? ceil_div(numel(params.branches[b].map), kChunk) : 0);
       if (!wanted) continue;
       for (int a = 0; a < kSpatialDims; ++a) {
         tables_[b][a] = TapTable<acc_t>::make(params.branches[b].axis[a], /*adjoint=*/true);
@@ -43,7 +43,7 @@ class SpreadCpu {
     const acc_t scale = params_.weights ? static_cast<const acc_t*>(params_.weights)[b] : acc_t(1);
     std::array<acc_t, kChunk> sum;
     for (int64_t offset = begin; offset < end;) {
-      const Position p = position_of(map.size, map.channels_last, offset);
+      const Position p = position_of(map, offset);
       const int64_t length = std::min(run_axis - (map.channels_last ? p.c : p.at[2]), end - offset);
       std::fill_n(sum.data(), length, acc_t(0));
       const bool over_batch = map.size[0] != params_.grad.size[0];
@@ -96,7 +96,7 @@ class SpreadCpu {
           std::fill(row.begin(), row.end(), acc_t(0));
           add_row(row.data(), data + d * grad.stride[2] + h * grad.stride[3], grad.stride[4],
                   static_cast<int64_t>(row.size()), acc_t(1));
-          gate(offset_of(grad.size, grad.channels_last, n, c, d, h, w_begin), grad.channels_last ? grad.size[1] : 1,
+          gate(offset_of(grad, n, c, d, h, w_begin), grad.channels_last ? grad.size[1] : 1,
                row.data(), static_cast<int64_t>(row.size()));
           for (int64_t k = 0; k < length; ++k) {
             const auto taps_w = table_w[static_cast<int32_t>(p.at[2] + k)];
@@ -132,7 +132,7 @@ class SpreadCpu {
             if (params_.gate) {
               std::fill_n(value.data(), length, acc_t(0));
               add_row(value.data(), from, grad.stride[1], length, taps_w.weights[t]);
-              gate(offset_of(grad.size, grad.channels_last, n, c, d, h, w),
+              gate(offset_of(grad, n, c, d, h, w),
                    grad.channels_last ? 1 : grad.size[2] * grad.size[3] * grad.size[4], value.data(), length);
               for (int64_t k = 0; k < length; ++k) row[k] += value[k];
             } else {

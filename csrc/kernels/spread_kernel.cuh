@@ -29,7 +29,7 @@ __device__ acc_t spread_taps(const SpreadParams& params, const Branch& branch, c
             n * grad.stride[0] + c * grad.stride[1] + d * grad.stride[2] + h * grad.stride[3];
         acc_t row = 0;
         for (int32_t w = rw.begin; w < rw.end; ++w) {
-          if (params.gate && !mask_bit(params.gate, offset_of(grad.size, grad.channels_last, n, c, d, h, w))) continue;
+          if (params.gate && !mask_bit(params.gate, offset_of(grad, n, c, d, h, w))) continue;
           row += weight<acc_t>(branch.axis[2], w, p.at[2]) *
                  load<acc_t>(grad.data, grad.dtype, row_offset + w * grad.stride[4]);
         }
@@ -54,7 +54,7 @@ __device__ inline double block_sum(double* parts, double value) {
 }
 
 template <typename acc_t>
-__global__ void __launch_bounds__(kSpreadThreads) spread_kernel(SpreadParams params) {
+__global__ void __launch_bounds__(kSpreadThreads, 2) spread_kernel(SpreadParams params) {
   __shared__ double parts[kSpreadThreads];
   int b = 0;
   while (static_cast<int64_t>(blockIdx.x) >= params.block_begin[b + 1]) ++b;
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kSpreadThreads) spread_kernel(SpreadParams par
   double dot = 0;
   for (int64_t i = (blockIdx.x - params.block_begin[b]) * kSpreadThreads + threadIdx.x; i < total;
        i += blocks * kSpreadThreads) {
-    const Position p = position_of(branch.map.size, branch.map.channels_last, i);
+    const Position p = position_of(branch.map, i);
     const acc_t value = spread_taps<acc_t>(params, branch, p);
     if (branch.map.data) store<acc_t>(branch.map.data, branch.map.dtype, i, scale * value);
     if (params.partial_dots) {

@@ -85,10 +85,9 @@ inline void check_same_device(const char* op, const Tensor& a, const Tensor& b) 
 // Sizes [N, C, *spatial] to five axes, the missing spatial ones in front.
 template <typename Sizes>
 void set_sizes(Map& map, const Sizes& sizes, int64_t rank) {
-  for (int i = 0; i < kDims; ++i) map.size[i] = 1;
-  map.size[0] = sizes[0];
-  map.size[1] = sizes[1];
-  for (int64_t i = 0; i < rank; ++i) map.size[kDims - rank + i] = sizes[2 + i];
+  int64_t all[kDims] = {sizes[0], sizes[1], 1, 1, 1};
+  for (int64_t i = 0; i < rank; ++i) all[kDims - rank + i] = sizes[2 + i];
+  set_sizes(map, all);
 }
 
 inline void set_strides(int64_t (&stride)[kDims], const Tensor& tensor, int64_t rank) {
@@ -150,7 +149,7 @@ inline Tensor allocate(Map& map, int64_t rank, const Tensor& like) {
 }
 
 // One bit per element, in whole 32-bit words: a warp writes one.
-inline int64_t mask_bytes(const Map& map) { return 4 * ceil_divide(numel(map), 32); }
+inline int64_t mask_bytes(const Map& map) { return 4 * ceil_div(numel(map), 32); }
 
 // The axes of a branch that is related to a map of `size`; scales: empty, or one factor per input and spatial axis.
 inline void set_axes(const char* op, Branch& branch, const int64_t (&size)[kDims], Mode mode, const double* scales,

@@ -1,0 +1,33 @@
+// How tests control cuda_on_cpu. Apart from the device language, which no binding should see.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <stdexcept>
+#include <string>
+
+namespace cuda_on_cpu {
+
+struct LaunchError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+enum class ThreadOrder { kForward, kReverse, kShuffled };
+
+// The order in which blocks, and the runnable threads of a block between two barriers, run.
+void set_thread_order(ThreadOrder order, std::uint64_t seed = 0);
+
+// How many blocks may run at once. 1 under AddressSanitizer, whatever is asked for.
+void set_os_threads(int count);
+
+// Switch fibres by ucontext, as platforms other than x86-64 do. Only tests want it elsewhere.
+void set_portable_fibers(bool portable);
+
+// Launches since the last reset, by kernel name.
+std::map<std::string, std::uint64_t> launch_counts();
+void reset_launch_counts();
+
+// Whether the kernels were compiled with AddressSanitizer.
+bool sanitized();
+
+}  // namespace cuda_on_cpu

@@ -1,0 +1,481 @@
+"""The build, the loader and what they say of themselves. Compiles nothing, needs no network."""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from msr_cuda import _extension, _info
+from msr_cuda._version import __version__
+
+ROOT = Path(__file__).resolve().parents[1]
+needs_extension = pytest.mark.skipif(not _extension.LOADED, reason=f"{_extension.WHY_NOT}")
+needs_checkout = pytest.mark.skipif(
+    not (ROOT / "setup.py").is_file(), reason="only the package is here"
+)
+
+
+def load(path):
+    """A module of the checkout that is not part of the package."""
+    name = f"_tested_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def build_tools(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "build_tools"))
+    yield ROOT / "build_tools"
+    for name in ("toolchain", "plan"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def toolchain(build_tools):
+    return importlib.import_module("toolchain")
+
+
+@pytest.fixture
+def plan(toolchain):
+    return importlib.import_module("plan")
+
+
+def script(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("#!/bin/sh\n" + text)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def python(*arguments, **variables):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MSR_CUDA_")}
+    environment.update(variables)
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+# --- info -----------------------------------------------------------------------------------------
+
+
+def test_info_names_versions_and_is_json():
+    facts = _info.info()
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["msr_cuda"] == __version__
+    assert facts["torch"] == torch.__version__
+    assert facts["torch_cuda"] == torch.version.cuda
+    assert len(facts["gpus"]) == (torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    extension = facts["extension"]
+    assert extension["loaded"] == (extension["why_not"] is None) == (extension["path"] is not None)
+
+
+def test_format_info_names_every_operator():
+    facts = _info.info()
+    text = _info.format_info(facts)
+    for name, keys in facts["kernels"].items():
+        assert re.search(rf"^  {re.escape(name)} +{' '.join(keys)}", text, re.MULTILINE), name
+    for line in facts["advice"]:
+        assert line in text
+
+
+@needs_extension
+def test_binary_is_of_this_version():
+    assert _info.info()["extension"]["build"]["version"] == __version__
+
+
+@needs_extension
+@needs_checkout
+@pytest.mark.parametrize("key", ["CPU", "CUDA", "CompositeExplicitAutograd"])
+def test_info_agrees_with_the_registrations_in_the_sources(key):
+    """What the sources register is what the dispatcher of the loaded binary reports."""
+    registered = set()
+    for path in ROOT.glob("csrc/ops/*.cpp"):
+        blocks = re.split(r"STABLE_TORCH_LIBRARY_IMPL\(msr_cuda, (\w+), m\)", path.read_text())
+        for block_key, block in zip(blocks[1::2], blocks[2::2], strict=True):
+            if block_key == key:
+                registered |= set(re.findall(r'm\.impl\(\s*"([\w.]+)"', block))
+    if key == "CUDA" and not _extension.has_kernels("cuda"):
+        registered = set()
+    kernels = _info.info()["kernels"]
+    assert {name for name, keys in kernels.items() if key in keys} >= registered
+    schemas = re.findall(r'm\.def\(\s*"([\w.]+)\(', (ROOT / "csrc/ops/library.cpp").read_text())
+    assert "build_info" in schemas
+    reported = {name for name in schemas if key in kernels[name]}
+    assert reported == registered
+
+
+@needs_extension
+def test_has_kernels_is_what_the_binary_says():
+    assert _extension.has_kernels("cpu")
+    built = json.loads(torch.ops.msr_cuda.build_info())
+    assert _extension.has_kernels("cuda") is built["with_cuda"]
+    assert not _extension.has_kernels("mps")
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "runs"),
+    [
+        ("7.5;8.0;9.0+PTX", "9.0", True),
+        ("7.5;8.0;9.0+PTX", "8.6", True),  # machine code of 8.0
+        ("7.5;8.0;9.0+PTX", "12.0", True),  # PTX
+        ("7.5;8.0;9.0", "12.0", False),
+        ("7.5 8.0", "7.0", False),
+        ("8.6", "8.0", False),
+        ("8.0+PTX", "7.5", False),
+        ("9.0a", "9.0", True),
+        ("9.0a", "10.0", False),
+        ("Hopper", "7.5", True),  # not guessed
+    ],
+)
+def test_architectures_serve_a_gpu(architectures, capability, runs):
+    assert _info._serves(architectures, capability) is runs
+
+
+# --- the loader -----------------------------------------------------------------------------------
+
+
+def test_disabled_extension_is_silent_and_says_why():
+    code = (
+        "import msr_cuda; from msr_cuda import _extension as e; import sys;"
+        "assert not e.LOADED and e.PATH is None and not e.has_kernels('cpu');"
+        "assert not e.has_kernels('cuda') and e.BUILD == {};"
+        "sys.exit('why: ' + e.WHY_NOT)"
+    )
+    done = python("-c", code, MSR_CUDA_DISABLE_EXTENSION="1")
+    # The assertions inside hold, and importing printed nothing of its own.
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == ["why: MSR_CUDA_DISABLE_EXTENSION=1 is set"]
+
+
+def test_info_command_without_extension_says_what_to_do():
+    done = python("-m", "msr_cuda", "info", "--json", MSR_CUDA_DISABLE_EXTENSION="1")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["extension"]["loaded"] is False
+    assert not any({"CPU", "CUDA"} & set(keys) for keys in facts["kernels"].values())
+    assert facts["advice"] == ["the extension is switched off: unset MSR_CUDA_DISABLE_EXTENSION"]
+
+
+def test_require_raises_with_the_reason():
+    done = python("-c", "import msr_cuda", MSR_CUDA_DISABLE_EXTENSION="1", MSR_CUDA_REQUIRE="1")
+    assert done.returncode != 0
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: msr_cuda: MSR_CUDA_REQUIRE=1, but ")
+    assert "MSR_CUDA_DISABLE_EXTENSION=1 is set" in last
+    assert "-m pip install" in last
+
+
+def test_a_file_that_does_not_load_is_named(tmp_path, monkeypatch):
+    monkeypatch.delenv("MSR_CUDA_DISABLE_EXTENSION", raising=False)
+    (tmp_path / "_C.abi3.so").write_bytes(b"not a library")
+    monkeypatch.setattr(_extension, "_folders", lambda: iter([tmp_path]))
+    path, reason = _extension._load()
+    assert path is None
+    assert reason.startswith(f"{tmp_path / '_C.abi3.so'} does not load: ")
+
+
+def test_the_recorded_reason_is_told(tmp_path, monkeypatch):
+    monkeypatch.delenv("MSR_CUDA_DISABLE_EXTENSION", raising=False)
+    monkeypatch.setattr(_extension, "_folders", lambda: iter([tmp_path]))
+    assert _extension._load() == (None, "it was not built")
+    (tmp_path / "_build_reason.txt").write_text("no compiler\n")
+    assert _extension._load() == (None, "it was not built: no compiler")
+
+
+# --- what the build decides -----------------------------------------------------------------------
+
+
+def make_toolkit(toolchain, home="/cuda", version=(13, 0), library=True):
+    home = Path(home)
+    library_dir = home / "lib64" if library else None
+    return toolchain.CudaToolkit(home, home / "include", library_dir, version, "CUDA_HOME")
+
+
+@needs_checkout
+@pytest.mark.parametrize(
+    ("asked", "torch_version", "torch_cuda", "toolkit", "kind", "message"),
+    [
+        ("auto", "2.13.0+cpu", None, (13, 0), "cpu", "torch 2.13.0+cpu is a build without CUDA"),
+        ("auto", "2.11.0+cu130", "13.0", (13, 0), "cuda", None),
+        ("auto", "2.11.0+cu130", "13.0", (13, 2), "cuda", None),
+        ("auto", "2.11.0+cu130", "13.0", None, "cpu", "CUDA kernels need a CUDA toolkit"),
+        ("auto", "2.11.0+cu128", "12.8", (13, 0), "cpu", "need a CUDA 12 toolkit"),
+        ("auto", "2.9.1", "12.8", (12, 8), "none", "needs torch >= 2.10; found: torch 2.9.1"),
+        ("auto", None, None, (13, 0), "none", "needs torch >= 2.10"),
+        ("", "2.13.0+cpu", None, None, "cpu", "a build without CUDA"),
+        ("cpu", "2.11.0+cu130", "13.0", (13, 0), "cpu", "MSR_CUDA_BUILD=cpu"),
+        ("cuda", "2.13.0+cpu", None, (13, 0), "cuda", None),
+        ("none", "2.13.0+cpu", None, (13, 0), "none", "MSR_CUDA_BUILD=none"),
+    ],
+)
+def test_plan(plan, monkeypatch, asked, torch_version, torch_cuda, toolkit, kind, message):
+    tools = plan.toolchain
+    found = tools.TorchInstallation(Path("/torch"), torch_version, torch_cuda)
+    monkeypatch.setattr(tools, "find_torch", lambda: found if torch_version else None)
+    monkeypatch.setattr(tools, "find_compiler", lambda environ: ("c++", "c++"))
+    result = (make_toolkit(tools, version=toolkit), "found") if toolkit else (None, "no nvcc")
+    monkeypatch.setattr(tools, "find_cuda_toolkit", lambda environ: result)
+    made = plan.make_plan({"MSR_CUDA_BUILD": asked})
+    assert made.error is None
+    assert made.kind == kind
+    if message is None:
+        assert made.missing is None
+    else:
+        assert message in made.missing
+        assert "\n" not in made.missing
+
+
+@needs_checkout
+@pytest.mark.parametrize(
+    ("asked", "torch_version", "torch_cuda", "version", "library", "message"),
+    [
+        ("cuda", "2.11.0+cu128", "12.8", (13, 0), True, "needs a CUDA 12 toolkit"),
+        ("cuda", "2.13.0+cpu", None, (13, 0), False, "needs libcudart_static.a"),
+        ("cuda", None, None, (13, 0), True, "python -m pip install torch && "),
+        ("cpu", "2.9.1", None, (13, 0), True, "python -m pip install 'torch>=2.10' && "),
+    ],
+)
+def test_plan_stops(plan, monkeypatch, asked, torch_version, torch_cuda, version, library, message):
+    tools = plan.toolchain
+    found = tools.TorchInstallation(Path("/torch"), torch_version, torch_cuda)
+    monkeypatch.setattr(tools, "find_torch", lambda: found if torch_version else None)
+    monkeypatch.setattr(tools, "find_compiler", lambda environ: ("c++", "c++"))
+    toolkit = make_toolkit(tools, version=version, library=library)
+    monkeypatch.setattr(tools, "find_cuda_toolkit", lambda environ: (toolkit, "CUDA at /cuda"))
+    made = plan.make_plan({"MSR_CUDA_BUILD": asked})
+    assert message in made.error
+    assert f"MSR_CUDA_BUILD={asked} python -m pip install" in made.error
+    assert "\n" not in made.error
+
+
+@needs_checkout
+def test_setup_demands_a_toolkit(tmp_path):
+    script(tmp_path / "bin" / "c++", "exit 0\n")
+    done = python(
+        "setup.py",
+        "-q",
+        "build_ext",
+        f"--build-lib={tmp_path}/lib",
+        f"--build-temp={tmp_path}/temp",
+        MSR_CUDA_BUILD="cuda",
+        PATH=str(tmp_path / "bin"),
+        CUDA_HOME="/nonexistent",
+        CXX="",
+    )
+    assert done.returncode != 0
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("msr_cuda: MSR_CUDA_BUILD=cuda needs a CUDA toolkit (bin/nvcc and ")
+    assert "found: CUDA_HOME=/nonexistent has no bin/nvcc" in last
+    assert "CUDA_HOME=/path/to/cuda MSR_CUDA_BUILD=cuda python -m pip install" in last
+    assert not (tmp_path / "lib").exists()
+
+
+@needs_checkout
+def test_setup_rejects_an_unknown_mode(tmp_path):
+    done = python(
+        "setup.py", "-q", "build_ext", f"--build-lib={tmp_path}/lib", MSR_CUDA_BUILD="gpu"
+    )
+    assert done.returncode != 0
+    expected = "msr_cuda: MSR_CUDA_BUILD: expected one of auto, cpu, cuda, none, got gpu"
+    assert done.stderr.splitlines()[-1] == expected
+
+
+@needs_checkout
+def test_setup_without_a_compiler_records_why(tmp_path):
+    package = tmp_path / "lib" / "msr_cuda"
+    package.mkdir(parents=True)
+    (package / "_C.abi3.so").write_bytes(b"of an earlier build")
+    done = python(
+        "setup.py",
+        "-q",
+        "build",
+        f"--build-base={tmp_path}/base",
+        f"--build-lib={tmp_path}/lib",
+        MSR_CUDA_BUILD="auto",
+        PATH=str(tmp_path),
+        CXX="",
+    )
+    assert done.returncode == 0, done.stderr
+    reason = (package / "_build_reason.txt").read_text().strip()
+    assert reason.startswith("the extension needs a C++17 compiler; found: neither ")
+    assert f"installing pure Python, no kernels: {reason}" in done.stdout
+    assert (package / "_extension.py").is_file()
+    assert (package / "py.typed").is_file()
+    assert not (package / "_C.abi3.so").exists()
+
+
+# --- finding the toolkit --------------------------------------------------------------------------
+
+
+def make_fake_cuda(home):
+    script(
+        home / "bin" / "nvcc",
+        f'case "$1" in\n'
+        f'--dryrun) echo "#\\$ _HERE_={home}/bin" ;;\n'
+        f'--version) echo "Cuda compilation tools, release 12.9, V12.9.1" ;;\n'
+        f"--list-gpu-code) printf 'sm_75\\nsm_90\\nsm_100\\n' ;;\n"
+        f"esac\n",
+    )
+    for name in ("include/cuda_runtime.h", "lib64/libcudart_static.a"):
+        (home / name).parent.mkdir(parents=True)
+        (home / name).write_text("")
+    return home
+
+
+@needs_checkout
+def test_toolkit_behind_a_wrapper_script(toolchain, tmp_path):
+    """A script named nvcc elsewhere on the PATH: the folder above it is not the toolkit."""
+    home = make_fake_cuda(tmp_path / "real")
+    wrapper = script(tmp_path / "other" / "bin" / "nvcc", f'exec {home}/bin/nvcc "$@"\n')
+    toolkit, found = toolchain.find_cuda_toolkit({"PATH": str(wrapper.parent)})
+    assert toolkit is not None, found
+    assert toolkit.home == home
+    assert toolkit.version == (12, 9)
+    assert toolkit.include_dir == home / "include"
+    assert toolkit.library_dir == home / "lib64"
+
+
+@needs_checkout
+def test_explicit_cuda_home_is_not_second_guessed(toolchain, tmp_path):
+    home = make_fake_cuda(tmp_path / "real")
+    (home / "include" / "cuda_runtime.h").unlink()
+    toolkit, found = toolchain.find_cuda_toolkit(
+        {"PATH": os.environ["PATH"], "CUDA_HOME": str(home)}
+    )
+    assert toolkit is None
+    assert found == f"CUDA_HOME={home} has no include/cuda_runtime.h"
+
+
+@needs_checkout
+def test_default_architectures(toolchain, tmp_path):
+    toolkit, found = toolchain.find_cuda_toolkit({"CUDA_HOME": str(make_fake_cuda(tmp_path))})
+    assert toolkit is not None, found
+    assert toolchain.supported_architectures(toolkit) == ["7.5", "9.0", "10.0"]
+    assert toolchain.default_architectures(toolkit, []) == "7.5;9.0+PTX"  # this nvcc has no 8.0
+    assert toolchain.default_architectures(toolkit, [(9, 0), (7, 5), (9, 0)]) == "7.5;9.0"
+    # A GPU that this nvcc does not know: the newest PTX.
+    assert toolchain.default_architectures(toolkit, [(12, 0)]) == "10.0+PTX"
+
+
+@needs_checkout
+@pytest.mark.parametrize(
+    ("memory", "cores", "jobs"), [(64.0, 8, 8), (7.9, 8, 3), (0.5, 8, 1), (None, 4, 4)]
+)
+def test_jobs_are_bounded_by_memory(toolchain, monkeypatch, memory, cores, jobs):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    monkeypatch.setattr(toolchain, "available_memory_gb", lambda: memory)
+    assert toolchain.default_jobs() == jobs
+
+
+# --- the backend and the tools --------------------------------------------------------------------
+
+
+@needs_checkout
+@pytest.mark.parametrize(
+    ("installed", "mode", "wanted"),
+    [
+        ({"setuptools": "80.9.0", "ninja": "1.13"}, "auto", []),
+        ({"setuptools": "80.9.0"}, "auto", ["ninja"]),
+        ({"setuptools": "80.9.0"}, "none", []),
+        ({"setuptools": "68.2.0", "ninja": "1.13"}, "cuda", ["wheel"]),
+        ({"setuptools": "59.6.0", "wheel": "0.37"}, "cpu", ["setuptools>=64", "ninja"]),
+        ({}, "auto", ["setuptools>=64", "ninja"]),
+    ],
+)
+def test_backend_asks_for_what_is_missing_and_never_for_torch(monkeypatch, installed, mode, wanted):
+    backend = load(ROOT / "build_tools" / "backend.py")
+
+    def version(name):
+        if name not in installed:
+            raise backend.metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(backend.metadata, "version", version)
+    monkeypatch.setattr(backend.shutil, "which", lambda program: None)
+    monkeypatch.setenv("MSR_CUDA_BUILD", mode)
+    assert backend.get_requires_for_build_wheel() == wanted
+    assert backend.get_requires_for_build_editable() == wanted
+    assert backend.get_requires_for_build_sdist() == [w for w in wanted if w != "ninja"]
+
+
+@needs_checkout
+def test_sweep_reads_ptxas(build_tools):
+    sweep = load(build_tools / "nvcc_sweep.py")
+    output = """\
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function '_Z4goodPf' for 'sm_90'
+ptxas info    : Function properties for _Z4goodPf
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 40 registers, used 1 barriers, 2048 bytes smem, 352 bytes cmem[0]
+ptxas info    : Compiling entry function '_Z3badPf' for 'sm_90'
+ptxas info    : Function properties for _Z3badPf
+    32 bytes stack frame, 28 bytes spill stores, 16 bytes spill loads
+ptxas info    : Used 64 registers, used 0 barriers, 32 bytes cumulative stack size
+"""
+    assert sweep.parse_ptxas(output) == [
+        sweep.Kernel("_Z4goodPf", registers=40, stack=0, shared=2048, spilled=0),
+        sweep.Kernel("_Z3badPf", registers=64, stack=32, shared=0, spilled=44),
+    ]
+
+
+@needs_checkout
+def test_binary_check_knows_what_is_stable(build_tools):
+    check = load(build_tools / "check_binary.py")
+    for name in (
+        "_ZN2at6Tensor3addEv",
+        "_ZNK3c1010TensorImpl4dataEv",
+        "_ZTIN5torch8autograd4NodeE",
+        "_ZN3c10lsERSoNS_6DeviceE",
+    ):
+        assert check.TORCH_CXX.match(name), name
+    for name in ("torch_library_impl", "aoti_torch_get_size", "_ZNSt6vectorIlSaIlEE7reserveEm"):
+        assert not check.TORCH_CXX.match(name), name
+    for name in ("aoti_torch_get_current_cuda_stream", "torch_c10_cuda_check_msg"):
+        assert check.CUDA_ONLY.match(name), name
+    assert not check.CUDA_ONLY.match("aoti_torch_device_type_cuda")  # a CPU torch has it too
+
+
+@needs_extension
+@needs_checkout
+def test_built_binary_keeps_to_the_stable_abi(build_tools):
+    check = load(build_tools / "check_binary.py")
+    if shutil.which("nm") is None:
+        pytest.skip("no nm")
+    symbols = check.undefined_symbols(Path(_extension.PATH))
+    assert "aoti_torch_library_init_def" in {name for _, name in symbols}
+    assert [name for _, name in symbols if check.TORCH_CXX.match(name)] == []
+    assert [n for kind, n in symbols if kind == "U" and check.CUDA_ONLY.match(n)] == []
+
+
+@needs_checkout
+@pytest.mark.parametrize(
+    ("version", "vision"), [("2.10.0", 25), ("2.11.0+cu130", 26), ("2.13.0", 28)]
+)
+def test_run_pairs_torchvision_with_torch(version, vision):
+    group = load(ROOT / "run.py").torchvision_for(version)
+    assert group.packages[0].requirement == f"torchvision==0.{vision}.*"
+
+
+@needs_checkout
+def test_run_rejects_an_unknown_command():
+    done = python("run.py", "tset")
+    assert done.returncode != 0
+    assert done.stderr.strip().endswith(
+        "expected one of demo, test, setup, lint, format, clean, help, got tset"
+    )
