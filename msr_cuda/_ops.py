@@ -1,8 +1,8 @@
 """The raw operators, private: what the compiled extension registers, and their fakes.
 
-``gather`` is gather-sum (many maps in, one out: forward of sum and cat), ``spread`` its adjoint (one
-map in, many out: their backward). Both are linear in the maps and know nothing of autograd. The
-``.full`` overloads take the rarer arguments. ``csrc/ops/library.cpp`` has the schemas,
+``gather`` is gather-sum (many maps in, one out: forward of sum and cat), ``spread`` its adjoint
+(one map in, many out: their backward). Both are linear in the maps and know nothing of autograd.
+The ``.full`` overloads take the rarer arguments. ``csrc/ops/library.cpp`` has the schemas,
 :mod:`msr_cuda._spec` the packed integers.
 """
 

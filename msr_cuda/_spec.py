@@ -1,7 +1,8 @@
-"""The vocabulary that Python and the compiled kernels share: modes, packed arguments, sizes, layouts.
+"""What Python and the compiled kernels both speak: modes, packed arguments, sizes, layouts.
 
 Enumerations have the numbers of ``csrc/kernels/params.h``, ``resample_math.h`` and ``dtypes.h``. An
-operator call packs them into one integer, because a dispatcher call costs by its number of arguments:
+operator call packs them into one integer, because a dispatcher call costs by its number of
+arguments:
 
 ====== =====================================================
 bits   meaning

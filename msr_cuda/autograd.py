@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from . import _ops, _spec
 
@@ -26,7 +25,7 @@ Size = Sequence[int]
 def gather(
     inputs: Sequence[Tensor], weights: Tensor | None, size: Size, spec: int, scales: Sequence[float]
 ) -> Tensor:
-    """Differentiable gather-sum; arguments as the raw operator's, ``weights`` in their own dtype."""
+    """Differentiable gather-sum: the raw operator's arguments, ``weights`` in their own dtype."""
     if weights is not None:
         weights = weights.to(_spec.accumulation_dtype(spec)).contiguous()
     if torch.is_grad_enabled() and (
@@ -43,7 +42,7 @@ class GatherFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx | Any,
+        ctx: Any,
         size: Size,
         spec: int,
         scales: Sequence[float],
@@ -94,7 +93,7 @@ class SpreadFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx | Any,
+        ctx: Any,
         grad: Tensor,
         gate: Tensor | None,
         shapes: Sequence[Size],
@@ -126,7 +125,8 @@ class SpreadFunction(torch.autograd.Function):
 def _twice() -> bool:
     """Whether a backward that runs now may itself be differentiated.
 
-    While a graph is compiled it is not (AOTAutograd has no double backward), although grad mode is on.
+    While a graph is compiled it is not (AOTAutograd has no double backward), although grad mode is
+    on.
     """
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
@@ -155,9 +155,7 @@ def _raw_spread(
 ) -> Sequence[Tensor]:
     if gate is None and not scales:
         return _ops.spread(grad, _flat(shapes), spec, _packed(requests))
-    return _ops.spread_full(
-        grad, gate, None, [], _flat(shapes), spec, _packed(requests), scales
-    )[0]
+    return _ops.spread_full(grad, gate, None, [], _flat(shapes), spec, _packed(requests), scales)[0]
 
 
 def _spread(
@@ -168,7 +166,7 @@ def _spread(
     requests: Sequence[int],
     scales: Sequence[float],
 ) -> list[Tensor | None]:
-    """Gradients of an unweighted gather; those of maps that passed through are views of ``grad``."""
+    """Gradients of an unweighted gather; maps that passed through get views of ``grad``."""
     grads: list[Tensor | None] = [None] * len(shapes)
     left = list(requests)
     if gate is None:

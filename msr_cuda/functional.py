@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,6 @@ from . import _extension, _spec, autograd, reference
 Impl = Literal["auto", "kernel", "reference"]
 Size = int | Sequence[int] | None
 ScaleFactor = float | Sequence[float]
-T = TypeVar("T")
 
 _SPATIAL = {1: "L", 2: "H, W", 3: "D, H, W"}
 
@@ -36,14 +35,14 @@ def resample(
     *,
     impl: Impl = "auto",
 ) -> Tensor:
-    r"""Resamples a map: :func:`torch.nn.functional.interpolate`, with a deterministic gather backward.
+    r"""Resamples a map as :func:`torch.nn.functional.interpolate`, with a gather backward.
 
     Args:
-        input (Tensor[N, C, *spatial]): 1, 2 or 3 spatial axes; float32, float16, bfloat16 or float64;
-            any strides.
+        input (Tensor[N, C, *spatial]): 1, 2 or 3 spatial axes; float32, float16, bfloat16 or
+            float64; any strides.
         size: spatial size of the result, in elements; one number means all axes.
-        scale_factor: factor on the spatial size, ``floor(in * scale_factor)``. Exactly one of ``size``
-            and ``scale_factor`` must be given.
+        scale_factor: factor on the spatial size, ``floor(in * scale_factor)``. Exactly one of
+            ``size`` and ``scale_factor`` must be given.
         mode: ``"nearest"``, ``"nearest-exact"`` or ``"linear"`` (also by its names by rank,
             ``"bilinear"`` and ``"trilinear"``).
         align_corners: for linear: corner elements keep their values. Must be None for nearest.
@@ -52,8 +51,8 @@ def resample(
         impl: ``"auto"``, ``"kernel"`` or ``"reference"``.
 
     Returns:
-        Tensor[N, C, *size]: dtype of ``input``, also under autocast; channels_last where ``input`` is,
-        else contiguous. Never an alias of ``input``.
+        Tensor[N, C, *size]: dtype of ``input``, also under autocast; channels_last where ``input``
+        is, else contiguous. Never an alias of ``input``.
 
     Raises:
         ValueError: wrong rank, sizes, mode or scale factor. TypeError: not a floating-point tensor.
@@ -61,7 +60,7 @@ def resample(
 
     Gradients of any order, deterministic on every device.
 
-    Source: coordinates as ATen's ``UpSample.h``; linear ones evaluated exactly instead of in float32.
+    Source: coordinates as ATen's ``UpSample.h``; linear ones evaluated exactly, not in float32.
     """
     name = "resample"
     if not isinstance(input, Tensor):
@@ -104,7 +103,8 @@ def resample_sum(
         inputs (list of Tensor[N, C, *spatial_i]): 1 to 8 maps of one rank and device. A map of the
             result's size is read once and not interpolated; one with N = 1 is broadcast over the
             batch, one of a single pixel over the result. Float dtypes may be mixed.
-        size: spatial size of the result; None: what ``scale_factors`` give, else that of ``inputs[0]``.
+        size: spatial size of the result; None: what ``scale_factors`` give, else that of
+            ``inputs[0]``.
         weights (Tensor[S]): one factor per input, in any float dtype of its own; read as float32
             (float64 if a map is float64). Gets a gradient.
         mode: ``"nearest"``, ``"nearest-exact"`` or ``"linear"`` (``"bilinear"``, ``"trilinear"``);
@@ -117,15 +117,15 @@ def resample_sum(
         impl: ``"auto"``, ``"kernel"`` or ``"reference"``.
 
     Returns:
-        Tensor[N, C, *size]: contiguous or channels_last as the first input whose strides tell. Never
-        an alias of an input.
+        Tensor[N, C, *size]: contiguous or channels_last as the first input whose strides tell.
+        Never an alias of an input.
 
     Raises:
         ValueError, TypeError, RuntimeError: as :func:`resample`; the message names the argument.
 
     Gradients of any order, deterministic. Memory kept for backward: one bit per element for ReLU,
-    the inputs if ``weights`` needs a gradient, else nothing. A map that passed through with weight 1
-    and no activation gets the incoming gradient itself.
+    the inputs if ``weights`` needs a gradient, else nothing. A map that passed through with weight
+    1 and no activation gets the incoming gradient itself.
     """
     name = "resample_sum"
     call = _prepare(name, inputs, size, mode, align_corners, scale_factors, activation, dtype)
@@ -158,8 +158,10 @@ def resample_cat(
     between.
 
     Args:
-        inputs (list of Tensor[N, C_i, *spatial_i]): 1 to 8 maps; any number of channels each, also 0.
-        size, mode, align_corners, scale_factors, activation, dtype, impl: as :func:`resample_sum`.
+        inputs (list of Tensor[N, C_i, *spatial_i]): 1 to 8 maps; any number of channels each,
+            also 0.
+        size, mode, align_corners, scale_factors, activation, dtype, impl: as
+            :func:`resample_sum`.
 
     Returns:
         Tensor[N, sum C_i, *size]: layout as :func:`resample_sum`.
@@ -167,8 +169,8 @@ def resample_cat(
     Raises:
         ValueError, TypeError, RuntimeError: as :func:`resample`; the message names the argument.
 
-    Gradients of any order, deterministic. A map that passed through without activation gets a view of
-    the incoming gradient.
+    Gradients of any order, deterministic. A map that passed through without activation gets a view
+    of the incoming gradient.
     """
     name = "resample_cat"
     call = _prepare(
@@ -281,7 +283,7 @@ def _prepare(
     return _Call(inputs, target, modes, scales, flat_scales, spec)
 
 
-def _check_maps(name: str, inputs: Sequence[Tensor], argument: str) -> int:
+def _check_maps(name: str, inputs: Any, argument: str) -> int:
     """Checks what every map must be, and returns the number of spatial axes."""
     if isinstance(inputs, Tensor) or not isinstance(inputs, Sequence):
         raise TypeError(
@@ -319,8 +321,8 @@ def _check_maps(name: str, inputs: Sequence[Tensor], argument: str) -> int:
         for size in x.shape[2:]:
             if size == 0:
                 raise ValueError(
-                    f"{name}: expected {argument or f'inputs[{i}]'} to have no spatial axis of size "
-                    f"0, got shape {tuple(x.shape)}"
+                    f"{name}: expected {argument or f'inputs[{i}]'} to have no spatial axis "
+                    f"of size 0, got shape {tuple(x.shape)}"
                 )
         if x.shape[0] != batch:
             if batch == 1:
@@ -330,7 +332,7 @@ def _check_maps(name: str, inputs: Sequence[Tensor], argument: str) -> int:
                     f"{name}: expected inputs[{i}] to have batch size {batch} or 1, "
                     f"got {x.shape[0]}"
                 )
-    return first.dim() - 2
+    return int(first.dim()) - 2
 
 
 def _dtype_names() -> str:
@@ -349,12 +351,12 @@ def _resolve_modes(
         found = table.get((mode, align_corners))
         if found is not None:
             return [found] * count
-    modes = _one_per_input(name, "mode", mode, count, str)
+    modes = _one_per_input(name, "mode", mode, count)
     if isinstance(align_corners, Sequence):
-        corners = list(_one_per_input(name, "align_corners", align_corners, count, bool))
+        corners = _one_per_input(name, "align_corners", align_corners, count)
     else:
         # One value is meant for the linear inputs, if there are any.
-        linear = ["nearest" not in m for m in modes]
+        linear = [isinstance(m, str) and "nearest" not in m for m in modes]
         corners = [align_corners if a or not any(linear) else None for a in linear]
     resolved = []
     for m, a in zip(modes, corners, strict=True):
@@ -377,11 +379,9 @@ def _explain_mode(name: str, mode: object, align_corners: object, rank: int) -> 
     return f"{name}: expected align_corners=None with mode {mode!r}, got {align_corners!r}"
 
 
-def _one_per_input(
-    name: str, argument: str, value: T | Sequence[T], count: int, scalar: type
-) -> Sequence[T]:
-    if value is None or isinstance(value, scalar) or not isinstance(value, Sequence):
-        return [value] * count  # type: ignore[list-item]
+def _one_per_input(name: str, argument: str, value: Any, count: int) -> Sequence[Any]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return [value] * count
     if len(value) != count:
         raise ValueError(
             f"{name}: expected {argument} to have one entry per input ({count}), got {len(value)}"
@@ -397,7 +397,7 @@ def _resolve_scales(
         return [None] * count
     argument = "scale_factor" if name == "resample" else "scale_factors"
     resolved: list[tuple[float, ...] | None] = []
-    for value in _one_per_input(name, argument, scale_factors, count, (int, float)):  # type: ignore[arg-type]
+    for value in _one_per_input(name, argument, scale_factors, count):
         if value is None:
             resolved.append(None)
             continue
@@ -457,15 +457,13 @@ def _resolve_size(
                     )
         elif scaled != target:
             raise ValueError(
-                f"{name}: expected scale_factors[{i}] to give the size {tuple(target)} of {source}, "
-                f"got {scaled} from {tuple(inputs[i].shape[2:])} by {scale}"
+                f"{name}: expected scale_factors[{i}] to give the size {tuple(target)} of "
+                f"{source}, got {scaled} from {tuple(inputs[i].shape[2:])} by {scale}"
             )
     return tuple(inputs[0].shape[2:]) if target is None else target
 
 
-def _effective_scale(
-    scale: tuple[float, ...] | None, mode: _spec.Mode
-) -> tuple[float, ...] | None:
+def _effective_scale(scale: tuple[float, ...] | None, mode: _spec.Mode) -> tuple[float, ...] | None:
     """None where the sizes give the same coordinates, so that hot calls carry no scales."""
     if scale is None or mode is _spec.Mode.LINEAR_ALIGN_CORNERS:
         return None

@@ -41,7 +41,8 @@ def taps(
         mode: rule for the source coordinate.
         in_size: size of the axis before, in elements.
         out_size: size after.
-        scale_factor: ``out / in`` as the user gave it, where coordinates follow from it and not from
+        scale_factor: ``out / in`` as the user gave it, where coordinates follow from it and not
+            from
             the sizes. Ignored with ``align_corners``, as in ATen.
         dtype: float32 or float64, the accumulation type that the weights are narrowed to.
         device: where to put the tables.
@@ -104,9 +105,7 @@ def resample_map(
         if in_size == out_size:
             continue
         scale = None if scale_factor is None else scale_factor[axis - 2]
-        index, weight = taps(
-            mode, in_size, out_size, scale, dtype=input.dtype, device=input.device
-        )
+        index, weight = taps(mode, in_size, out_size, scale, dtype=input.dtype, device=input.device)
         terms = [output.index_select(axis, column) for column in index.unbind(1)]
         if len(terms) == 1:
             output = terms[0]

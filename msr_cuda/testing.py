@@ -1,8 +1,8 @@
 """Bounds that results are held to, for this package's tests, examples and benchmarks.
 
 Truth is the float64 reference on the same inputs. :func:`allowed_error` is the one formula: results
-accumulate in float32 (float64 for float64) and are rounded once, so one bound per dtype holds at every
-size. It is never widened to make something pass.
+accumulate in float32 (float64 for float64) and are rounded once, so one bound per dtype holds at
+every size. It is never widened to make something pass.
 """
 
 from __future__ import annotations
@@ -28,15 +28,14 @@ SWAPPED_RTOL = 1e-9
 SWAPPED_ERROR_RATIO = 2.0
 
 
-def allowed_error(
-    expected: Tensor, dtype: torch.dtype, term_norm: Tensor | None = None
-) -> Tensor:
+def allowed_error(expected: Tensor, dtype: torch.dtype, term_norm: Tensor | None = None) -> Tensor:
     """The largest error an element of a result may have.
 
     Args:
         expected (Tensor, float64): the truth.
         dtype: of the result.
-        term_norm (Tensor, float64): where an element is a sum of terms ``t_k``, ``sqrt(sum t_k^2)``:
+        term_norm (Tensor, float64): where an element is a sum of terms ``t_k``, ``sqrt(sum
+            t_k^2)``:
             adds ``4 eps`` of it, with eps that of the accumulation type.
 
     Returns:
@@ -66,8 +65,8 @@ def assert_within(
         error = torch.where(wrong, (value - truth).abs() / allowed, 0.0).nan_to_num(nan=torch.inf)
         at = int(error.argmax())
         raise AssertionError(
-            f"{what}: {int(wrong.sum())} of {wrong.numel()} elements are off; the worst, number {at}, "
-            f"is {value.flatten()[at]:.9g}, expected {truth.flatten()[at]:.9g} "
+            f"{what}: {int(wrong.sum())} of {wrong.numel()} elements are off; the worst, "
+            f"number {at}, is {value.flatten()[at]:.9g}, expected {truth.flatten()[at]:.9g} "
             f"within {allowed.flatten()[at]:.3g} ({actual.dtype})"
         )
 
@@ -75,7 +74,7 @@ def assert_within(
 def axis_matrix(
     mode: _spec.Mode, in_size: int, out_size: int, scale_factor: float | None = None
 ) -> Tensor:
-    """The resampling of one axis as a float64 matrix ``[out_size, in_size]``, from the reference."""
+    """The reference's resampling of one axis, as a float64 matrix ``[out_size, in_size]``."""
     index, weight = reference.taps(mode, in_size, out_size, scale_factor)
     return torch.zeros(out_size, in_size, dtype=torch.float64).scatter_add_(1, index, weight)
 

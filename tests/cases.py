@@ -155,8 +155,8 @@ def _cases() -> list[Case]:
         mode="linear", weights=True, activation="relu")  # fmt: skip
     add("sum-strided-then-last", "resample_sum", (2, 3, 4, 5), (2, 3, 2, 3),
         layouts=("strided", last), activation="relu")  # fmt: skip
-    add("sum-expanded", "resample_sum", (2, 3, 4, 5), (2, 3, 2, 3), layouts=("expanded", "expanded"),
-        mode="linear")  # fmt: skip
+    add("sum-expanded", "resample_sum", (2, 3, 4, 5), (2, 3, 2, 3),
+        layouts=("expanded", "expanded"), mode="linear")  # fmt: skip
     add("sum-last-one-image", "resample_sum", (1, 4, 5, 5), (1, 4, 3, 3), layouts=(last, last))
     add("sum-last-one-pixel-first", "resample_sum", (2, 4, 1, 1), (2, 4, 3, 3), size=(3, 3),
         layouts=(last, last))  # fmt: skip
@@ -166,8 +166,8 @@ def _cases() -> list[Case]:
         mode="linear", activation="relu")  # fmt: skip
     add("cat-channels-last", "resample_cat", (2, 3, 6, 6), (2, 4, 3, 3), (2, 1, 2, 2),
         layouts=(last, last, last), mode="linear", activation="relu")  # fmt: skip
-    add("cat-mixed-layouts", "resample_cat", (2, 3, 6, 6), (2, 4, 3, 3), layouts=(last, "contiguous"),
-        mode="linear")  # fmt: skip
+    add("cat-mixed-layouts", "resample_cat", (2, 3, 6, 6), (2, 4, 3, 3),
+        layouts=(last, "contiguous"), mode="linear")  # fmt: skip
     return cases
 
 

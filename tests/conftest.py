@@ -1,4 +1,5 @@
-"""What all tests share. MSR_CUDA_REQUIRE=1 turns every skip for something missing into a failure."""
+"""What all tests share. MSR_CUDA_REQUIRE=1 turns every skip for something missing into a
+failure."""
 
 from __future__ import annotations
 

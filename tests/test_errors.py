@@ -82,6 +82,8 @@ ERRORS: list[tuple[str, type[Exception], str, Call]] = [
      lambda i: resample(x(), 3, recompute_scale_factor=True, impl=i)),
     ("mode", ValueError, r"resample: expected mode to be one of \('nearest', 'nearest-exact', 'linear', 'bilinear'\) for 2 spatial axes \[N, C, H, W\], got 'cubic'",
      lambda i: resample(x(), 3, mode="cubic", impl=i)),
+    ("mode-none", ValueError, r"expected mode to be one of .* got None",
+     lambda i: resample_sum([x()], mode=None, impl=i)),
     ("mode-of-other-rank", ValueError, r"expected mode to be one of .* got 'trilinear'",
      lambda i: resample(x(), 3, mode="trilinear", impl=i)),
     ("modes-per-input", ValueError, r"resample_sum: expected mode to have one entry per input \(2\), got 1",
@@ -123,15 +125,15 @@ def test_error_text(error: tuple[str, type[Exception], str, Call], impl: str) ->
 
 
 def test_unknown_impl() -> None:
-    with pytest.raises(ValueError, match=r'resample: expected impl to be "auto", "kernel" or "reference"'):
+    with pytest.raises(
+        ValueError, match=r'resample: expected impl to be "auto", "kernel" or "reference"'
+    ):
         resample(x(), 3, impl="cuda")  # type: ignore[arg-type]
 
 
 def test_the_message_survives_full_graph_capture() -> None:
     torch._dynamo.reset()
-    compiled = torch.compile(
-        lambda a, b: resample_sum([a, b]), fullgraph=True, backend="aot_eager"
-    )
+    compiled = torch.compile(lambda a, b: resample_sum([a, b]), fullgraph=True, backend="aot_eager")
     with pytest.raises(Exception, match=r"expected inputs\[1\] to have 3 channels"):
         compiled(x(), x(2, 4, 2, 2))
 
@@ -141,7 +143,7 @@ def test_kernel_on_request_says_every_reason(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(_extension, "WHY_NOT", "it was not built")
     with pytest.raises(RuntimeError, match=r'resample: impl="kernel", but it was not built$'):
         resample(x(), 3, impl="kernel")
-    with pytest.raises(RuntimeError, match="it was not built; a torch.func transform is active"):
+    with pytest.raises(RuntimeError, match=r"it was not built; a torch\.func transform is active"):
         torch.func.vmap(lambda a: resample(a, 3, impl="kernel"))(x(2, 1, 3, 4, 5))
 
 

@@ -1,7 +1,7 @@
 """Every CUDA kernel, run on the CPU by the harness, against the float64 reference.
 
-The sources are those that nvcc compiles. Outputs are poisoned; three orders of threads must agree bit
-for bit; the same cases run again under AddressSanitizer and UBSan, in a process without torch.
+The sources are those that nvcc compiles. Outputs are poisoned; three orders of threads must agree
+bit for bit; the same cases run again under AddressSanitizer and UBSan, in a process without torch.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class Truth:
         self.weights = case.make_weights(self.accumulate, "cpu")
         self.call = case.prepared(self.maps)
         self.leaves = [x.detach().double().requires_grad_() for x in self.maps]
-        self.weights64 = None if self.weights is None else self.weights.detach().double().requires_grad_()
+        self.weights64 = (
+            None if self.weights is None else self.weights.detach().double().requires_grad_()
+        )
         self.channels_last = bool(self.call.spec & _spec.CHANNELS_LAST)
         self.relu = _spec.has_activation(self.call.spec)
         linear = Case("", case.operator, (), {**case.kwargs}, case.weights)
@@ -158,8 +160,12 @@ class Truth:
                 "grads_channels_last": layouts,
                 "wanted": (1 << len(grads)) - 1,
                 "gate": gate,
-                "values": None if self.weights is None else [cases_io.from_torch(x) for x in self.maps],
-                "dots": None if self.weights is None else np.zeros(len(grads), str(self.accumulate)[6:]),
+                "values": None
+                if self.weights is None
+                else [cases_io.from_torch(x) for x in self.maps],
+                "dots": None
+                if self.weights is None
+                else np.zeros(len(grads), str(self.accumulate)[6:]),
             },
             outputs,
             launched,
@@ -239,8 +245,11 @@ def test_a_wrong_expectation_fails(module: ModuleType, cases: list[cases_io.Case
 def test_positions_beyond_2_31_elements(module: ModuleType, channels_last: bool) -> None:
     """Offsets decode and encode exactly for maps far beyond what fits into memory."""
     generator = random.Random(0)
-    for size in ((3, 5, 1, 70_000, 80_001), (1, 1, 1, 1, 2**31 - 2), (7, 2**20 + 1, 3, 1111, 999),
-                 (2, 3, 2**15, 2**15, 2**15 + 1), (1, 2**33, 1, 2, 3), (2**33, 1, 1, 1, 1)):  # fmt: skip
+    sizes = [
+        (3, 5, 1, 70_000, 80_001), (1, 1, 1, 1, 2**31 - 2), (7, 2**20 + 1, 3, 1111, 999),
+        (2, 3, 2**15, 2**15, 2**15 + 1), (1, 2**33, 1, 2, 3), (2**33, 1, 1, 1, 1),
+    ]  # fmt: skip
+    for size in sizes:
         total = int(np.prod(size, dtype=object))
         offsets = [0, 1, total - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**32 + 1]
         offsets += [generator.randrange(total) for _ in range(200)]

@@ -34,7 +34,9 @@ def test_gradient_from_beyond_2_31_elements(kernel: str) -> None:
     side = 2**16
     low = torch.zeros(1, 1, 1, 2, device=kernel, requires_grad=True)
     with torch.no_grad():
-        grad = torch.ones(1, 1, 1, 1, device=kernel, dtype=torch.float16).expand(1, 1, 1, side * 256)
+        grad = torch.ones(1, 1, 1, 1, device=kernel, dtype=torch.float16).expand(
+            1, 1, 1, side * 256
+        )
     from msr_cuda import _ops, _spec
 
     spec = _spec.pack([_spec.Mode.NEAREST], cat=False, activation=None, channels_last=False,

@@ -65,7 +65,9 @@ def test_values_and_gradients(case: Case, dtype: torch.dtype, device: str, impl:
             part = gated.narrow(1, channel, x.shape[1])
             channel += x.shape[1]
         scale = 1.0 if weights is None else weights[i].item()
-        norm = testing.gradient_term_norm(part * scale, x.shape, call.modes[i], call.scale_factors[i])
+        norm = testing.gradient_term_norm(
+            part * scale, x.shape, call.modes[i], call.scale_factors[i]
+        )
         testing.assert_within(actual[i], truth[i], term_norm=norm, what=f"gradient of map {i}")
         assert actual[i].dtype == x.dtype
     if weights is not None:
@@ -90,7 +92,9 @@ def test_gradcheck(case: Case, kernel: str) -> None:
     inputs = (*maps, *([] if weights is None else [weights]))
 
     def call(*leaves: Tensor) -> Tensor:
-        return case.call(list(leaves[: len(maps)]), None if weights is None else leaves[-1], "kernel")
+        return case.call(
+            list(leaves[: len(maps)]), None if weights is None else leaves[-1], "kernel"
+        )
 
     output = call(*inputs)
     if output.numel() == 0:
@@ -172,9 +176,7 @@ def test_compiled_is_bitwise_equal(case: Case, kernel: str) -> None:
     assert eager[0].stride() == graph[0].stride()
 
 
-@pytest.mark.parametrize(
-    "name", ["2d-linear", "sum-weights-relu", "cat-mixed-layouts", "sum-fpn"]
-)
+@pytest.mark.parametrize("name", ["2d-linear", "sum-weights-relu", "cat-mixed-layouts", "sum-fpn"])
 def test_inductor_is_bitwise_equal(name: str, kernel: str) -> None:
     case = next(c for c in CASES if c.name == name)
     maps, weights = leaves(case, torch.float32, kernel)
@@ -198,7 +200,8 @@ def test_one_graph_serves_all_sizes(kernel: str) -> None:
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(_fuse, fullgraph=True, backend=counter, dynamic=True)
     weights = torch.randn(2, device=kernel, requires_grad=True)
-    # Sizes differ from each other and from batch and channels: equal ones would be taken for one symbol.
+    # Sizes differ from each other and from batch and channels: equal ones would be taken for one
+    # symbol.
     for height, width in ((10, 14), (11, 17), (23, 19), (40, 31), (13, 50)):
         low = torch.randn(3, 5, height, width, device=kernel, requires_grad=True)
         high = torch.randn(3, 5, 2 * height + 1, 3 * width, device=kernel, requires_grad=True)
@@ -241,9 +244,7 @@ def test_deterministic_algorithms_are_no_problem(device: str, impl: str) -> None
 def test_layout_of_result_and_gradients(case: Case, device: str, impl: str) -> None:
     maps, weights = leaves(case, torch.float32, device)
     output = case.call(maps, weights, impl)
-    layout = next(
-        (l for l in map(_spec.is_channels_last, maps) if l is not None), False
-    )
+    layout = next((a for a in map(_spec.is_channels_last, maps) if a is not None), False)
     assert output.stride() == _spec.dense_strides(output.shape, layout)
     assert output.is_contiguous(memory_format=_spec.memory_format(layout, output.dim())) or (
         output.dim() == 3
@@ -290,12 +291,16 @@ def test_mixed_dtypes_promote(device: str, impl: str) -> None:
 def test_result_dtype_on_request(device: str, impl: str) -> None:
     x = torch.randn(2, 3, 4, 4, device=device, dtype=torch.float16)
     for dtype in DTYPES:
-        output = msr_cuda.resample_sum([x, x[:, :, ::2, ::2]], mode="linear", dtype=dtype, impl=impl)
+        output = msr_cuda.resample_sum(
+            [x, x[:, :, ::2, ::2]], mode="linear", dtype=dtype, impl=impl
+        )
         assert output.dtype == dtype
         truth = msr_cuda.resample_sum(
             [x.double(), x[:, :, ::2, ::2].double()], mode="linear", impl="reference"
         )
-        testing.assert_within(output, truth) if dtype != torch.float64 else torch.testing.assert_close(
+        testing.assert_within(
+            output, truth
+        ) if dtype != torch.float64 else torch.testing.assert_close(
             output, truth, rtol=1e-10, atol=1e-10
         )
 
@@ -307,7 +312,9 @@ def test_cpu_autocast_keeps_the_dtype(impl: str) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for mode in ("nearest", "linear"):
             assert msr_cuda.resample(x, size=7, mode=mode, impl=impl).dtype == torch.bfloat16
-            assert msr_cuda.resample_cat([x, x.float()], mode=mode, impl=impl).dtype == torch.float32
+            assert (
+                msr_cuda.resample_cat([x, x.float()], mode=mode, impl=impl).dtype == torch.float32
+            )
 
 
 _CUDA_AUTOCAST = """

@@ -1,4 +1,5 @@
-// Element types of feature maps, carried at run time, and their conversions to and from the accumulation type.
+// Element types of feature maps, carried at run time, and their conversions to and from the
+// accumulation type.
 #pragma once
 
 #include <cstdint>
@@ -42,8 +43,8 @@ MSR_HOST_DEVICE float to_float(Half value) {
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
   const uint32_t magnitude = value.bits & 0x7fffu;
   if (magnitude >= 0x7c00u) return bits_to_float(sign | 0x7f800000u | ((magnitude & 0x3ffu) << 13));
-  // Shifted into place, the exponent is off by the difference of the biases, 127 - 15: a product with 2^112 mends it,
-  // and turns subnormal halves into normal floats on the way.
+  // Shifted into place, the exponent is off by the difference of the biases, 127 - 15: a product
+  // with 2^112 mends it, and turns subnormal halves into normal floats on the way.
   return bits_to_float(sign | float_to_bits(bits_to_float(magnitude << 13) * 0x1p112f));
 #endif
 }
@@ -63,7 +64,8 @@ MSR_HOST_DEVICE Half to_half(float value) {
   if (magnitude > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00u)};
   if (magnitude >= 0x47800000u) return {static_cast<uint16_t>(sign | 0x7c00u)};  // >= 2^16
   if (magnitude < 0x38800000u) {
-    // Subnormal halves are multiples of 2^-24: added to 0.5, the float adder rounds at exactly that bit.
+    // Subnormal halves are multiples of 2^-24: added to 0.5, the float adder rounds at exactly that
+    // bit.
     const float shifted = bits_to_float(magnitude) + 0.5f;
     return {static_cast<uint16_t>(sign | (float_to_bits(shifted) - 0x3f000000u))};
   }

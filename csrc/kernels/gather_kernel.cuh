@@ -1,5 +1,5 @@
-// The general gather-sum kernel: any strides, rank, element types and taps. One thread computes one output element.
-// It is the oracle of, and the fallback from, every faster path.
+// The general gather-sum kernel: any strides, rank, element types and taps. One thread computes one
+// output element. It is the oracle of, and the fallback from, every faster path.
 #pragma once
 
 #include "cuda_compat.h"
@@ -8,7 +8,8 @@
 
 namespace msr {
 
-// With two blocks of 256 threads per multiprocessor the compiler has 128 registers, and spills none.
+// With two blocks of 256 threads per multiprocessor the compiler has 128 registers, and spills
+// none.
 constexpr int kGatherThreads = 256;
 constexpr int64_t kMaxBlocks = int64_t{1} << 20;  // the rest is done by grid-stride loops
 
@@ -43,13 +44,15 @@ __global__ void __launch_bounds__(kGatherThreads, 2) gather_kernel(GatherParams 
   const int64_t step = static_cast<int64_t>(gridDim.x) * kGatherThreads;
   const int lane = threadIdx.x % 32;
   // Whole warps enter each turn together, also the last one: the vote below needs all lanes.
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kGatherThreads + threadIdx.x; i - lane < total; i += step) {
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kGatherThreads + threadIdx.x;
+       i - lane < total; i += step) {
     acc_t sum = 0;
     if (i < total) {
       const Position p = position_of(params.out, i);
       for (int32_t b = 0; b < params.num_branches; ++b) {
         const Branch& branch = params.branches[b];
-        if (p.c < branch.channel_begin || p.c >= branch.channel_begin + branch.map.size[1]) continue;
+        if (p.c < branch.channel_begin || p.c >= branch.channel_begin + branch.map.size[1])
+          continue;
         const acc_t value = gather_taps<acc_t>(branch, p);
         sum += params.weights ? static_cast<const acc_t*>(params.weights)[b] * value : value;
       }

@@ -1,7 +1,7 @@
 // What the kernels are told. Plain data, passed to CUDA kernels by value.
 //
-// Every map is [N, C, D, H, W]: one- and two-dimensional maps have leading spatial axes of size 1. Strides are in
-// elements; an axis that is broadcast has stride 0.
+// Every map is [N, C, D, H, W]: one- and two-dimensional maps have leading spatial axes of size 1.
+// Strides are in elements; an axis that is broadcast has stride 0.
 #pragma once
 
 #include <cstdint>
@@ -62,8 +62,9 @@ MSR_HOST_DEVICE Position position_of(const Map& map, int64_t offset) {
 }
 
 // The inverse of position_of: which bit of the activation mask belongs to an element.
-MSR_HOST_DEVICE int64_t offset_of(const Map& map, int64_t n, int64_t c, int64_t d, int64_t h, int64_t w) {
-  const int64_t(&size)[kDims] = map.size;
+MSR_HOST_DEVICE int64_t offset_of(const Map& map, int64_t n, int64_t c, int64_t d, int64_t h,
+                                  int64_t w) {
+  const int64_t (&size)[kDims] = map.size;
   if (map.channels_last) return (((n * size[2] + d) * size[3] + h) * size[4] + w) * size[1] + c;
   return (((n * size[1] + c) * size[2] + d) * size[3] + h) * size[4] + w;
 }
@@ -92,7 +93,7 @@ struct GatherParams {
   Map out;              // dense
   const void* weights;  // [num_branches] of the accumulation type, or null: all one
   const uint8_t* gate;  // or null; elements whose bit is 0 become 0
-  uint8_t* mask;        // or null; receives !(z <= 0) of every element's value before the activation
+  uint8_t* mask;  // or null; receives !(z <= 0) of every element's value before the activation
 };
 
 // spread: branch_i = weight_i * R_i^T(gate * grad). The branches' maps are what is written.

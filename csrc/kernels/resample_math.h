@@ -1,17 +1,20 @@
 // The one place for scales, source indices, taps, weights and inverse ranges.
 //
-// A resampling is a linear operator, separable per axis. Along one axis of in_size -> out_size elements
+// A resampling is a linear operator, separable per axis. Along one axis of in_size -> out_size
+// elements
 //
 //   forward   out[d] = sum over s in support(axis, d)          of  weight(axis, d, s) * in[s]
 //   adjoint   in[s]  = sum over d in adjoint_support(axis, s)  of  weight(axis, d, s) * out[d]
 //
-// Both directions gather, and both use the same weight function, so each is the exact adjoint of the other. CPU
-// kernels, CUDA kernels and their test harness all include this file; a new linear mode is a new Rule here.
+// Both directions gather, and both use the same weight function, so each is the exact adjoint of
+// the other. CPU kernels, CUDA kernels and their test harness all include this file; a new linear
+// mode is a new Rule here.
 //
-// Sources. Nearest: ATen's float32 rule, reproduced bit for bit, min(floor(dst * scale), in - 1), because rounding
-// decides which pixel is picked. Linear: the half-pixel and the corner-aligned coordinate of ATen's
-// area_pixel_compute_source_index, but evaluated exactly (an integer rational when it comes from the sizes, double when
-// a scale factor is given); only the fraction is narrowed.
+// Sources. Nearest: ATen's float32 rule, reproduced bit for bit, min(floor(dst * scale), in - 1),
+// because rounding decides which pixel is picked. Linear: the half-pixel and the corner-aligned
+// coordinate of ATen's area_pixel_compute_source_index, but evaluated exactly (an integer rational
+// when it comes from the sizes, double when a scale factor is given); only the fraction is
+// narrowed.
 #pragma once
 
 #include <cmath>
@@ -36,16 +39,17 @@ constexpr int32_t kNumModes = 4;
 
 // How a source coordinate follows from a destination index.
 enum class Rule : int32_t {
-  kIdentity,             // the axis keeps its size
-  kNearest,              // floor(d * scale), float32
-  kNearestExact,         // floor((d + 0.5) * scale), float32
-  kLinearRational,       // ((2d + 1) * in - out) / (2 * out), clamped at 0
-  kLinearScaled,         // (d + 0.5) * scale - 0.5 in double, clamped at 0
-  kLinearAlignCorners,   // d * (in - 1) / (out - 1)
+  kIdentity,            // the axis keeps its size
+  kNearest,             // floor(d * scale), float32
+  kNearestExact,        // floor((d + 0.5) * scale), float32
+  kLinearRational,      // ((2d + 1) * in - out) / (2 * out), clamped at 0
+  kLinearScaled,        // (d + 0.5) * scale - 0.5 in double, clamped at 0
+  kLinearAlignCorners,  // d * (in - 1) / (out - 1)
 };
 
-// Quotient and rest by a fixed divisor, without a division: GPUs call a subroutine for one. Exact for quotients below
-// 2^31 and for numerators below 2^53, whichever holds: the product is then off by one at most.
+// Quotient and rest by a fixed divisor, without a division: GPUs call a subroutine for one. Exact
+// for quotients below 2^31 and for numerators below 2^53, whichever holds: the product is then off
+// by one at most.
 struct Divided {
   int64_t quotient;
   int64_t rest;
@@ -106,7 +110,8 @@ struct Coordinate {
   double fraction;
 };
 
-MSR_HOST_DEVICE Coordinate rational_coordinate(int64_t numerator, int64_t denominator, double inverse) {
+MSR_HOST_DEVICE Coordinate rational_coordinate(int64_t numerator, int64_t denominator,
+                                               double inverse) {
   const Divided at = divide(numerator, denominator, inverse);
   return {static_cast<int32_t>(at.quotient), static_cast<double>(at.rest) * inverse};
 }
@@ -115,7 +120,8 @@ MSR_HOST_DEVICE Coordinate source_coordinate(const Axis& axis, int32_t d) {
   switch (axis.rule) {
     case Rule::kNearest:
     case Rule::kNearestExact: {
-      // No addition follows the product, so no compiler can contract it into something else than ATen's value.
+      // No addition follows the product, so no compiler can contract it into something else than
+      // ATen's value.
       const float offset = axis.rule == Rule::kNearest ? 0.0f : 0.5f;
       const float source = floorf((static_cast<float>(d) + offset) * axis.nearest_scale);
       const float last = static_cast<float>(axis.in_size - 1);
@@ -124,11 +130,13 @@ MSR_HOST_DEVICE Coordinate source_coordinate(const Axis& axis, int32_t d) {
     }
     case Rule::kLinearRational: {
       const int64_t numerator = (2 * static_cast<int64_t>(d) + 1) * axis.in_size - axis.out_size;
-      return rational_coordinate(numerator > 0 ? numerator : 0, 2 * static_cast<int64_t>(axis.out_size), axis.scale);
+      return rational_coordinate(numerator > 0 ? numerator : 0,
+                                 2 * static_cast<int64_t>(axis.out_size), axis.scale);
     }
     case Rule::kLinearAlignCorners: {
       if (axis.out_size == 1) return {0, 0.0};
-      return rational_coordinate(static_cast<int64_t>(d) * (axis.in_size - 1), axis.out_size - 1, axis.scale);
+      return rational_coordinate(static_cast<int64_t>(d) * (axis.in_size - 1), axis.out_size - 1,
+                                 axis.scale);
     }
     case Rule::kLinearScaled: {
       double source = (static_cast<double>(d) + 0.5) * axis.scale - 0.5;
@@ -150,7 +158,8 @@ struct Range {
 };
 
 MSR_HOST_DEVICE bool is_linear(Rule rule) {
-  return rule == Rule::kLinearRational || rule == Rule::kLinearScaled || rule == Rule::kLinearAlignCorners;
+  return rule == Rule::kLinearRational || rule == Rule::kLinearScaled ||
+         rule == Rule::kLinearAlignCorners;
 }
 
 // The sources that destination d reads.
@@ -160,8 +169,9 @@ MSR_HOST_DEVICE Range support(const Axis& axis, int32_t d) {
   return {index, index + 1 + (two ? 1 : 0)};
 }
 
-// A fraction on the grid of 2^-24 (2^-53 for double): 1 - f is then exact, so the two weights of a linear tap pair sum
-// to exactly one and a constant map stays constant. The step is half an ulp of the larger weight.
+// A fraction on the grid of 2^-24 (2^-53 for double): 1 - f is then exact, so the two weights of a
+// linear tap pair sum to exactly one and a constant map stays constant. The step is half an ulp of
+// the larger weight.
 MSR_HOST_DEVICE float narrow_fraction(double fraction, float) {
   return static_cast<float>(rint(fraction * 16777216.0) * (1.0 / 16777216.0));
 }
@@ -169,7 +179,8 @@ MSR_HOST_DEVICE double narrow_fraction(double fraction, double) {
   return rint(fraction * 9007199254740992.0) * (1.0 / 9007199254740992.0);
 }
 
-// The weight with which destination d reads source s, for any s in support(axis, d) (0 for any other).
+// The weight with which destination d reads source s, for any s in support(axis, d) (0 for any
+// other).
 template <typename acc_t>
 MSR_HOST_DEVICE acc_t weight(const Axis& axis, int32_t d, int32_t s) {
   const Coordinate at = source_coordinate(axis, d);
@@ -180,14 +191,17 @@ MSR_HOST_DEVICE acc_t weight(const Axis& axis, int32_t d, int32_t s) {
 }
 
 // For host code: the kernels divide by divide().
-inline int64_t ceil_div(int64_t numerator, int64_t denominator) { return (numerator + denominator - 1) / denominator; }
+inline int64_t ceil_div(int64_t numerator, int64_t denominator) {
+  return (numerator + denominator - 1) / denominator;
+}
 
 MSR_HOST_DEVICE int32_t clamp_to(int64_t value, int32_t last) {
   return static_cast<int32_t>(value < 0 ? 0 : value > last ? last : value);
 }
 
-// The first destination whose source index is at least s (out_size if there is none). Source indices never decrease
-// with the destination, so destinations [first(s), first(s + 1)) are exactly those with index s.
+// The first destination whose source index is at least s (out_size if there is none). Source
+// indices never decrease with the destination, so destinations [first(s), first(s + 1)) are exactly
+// those with index s.
 MSR_HOST_DEVICE int32_t first_destination(const Axis& axis, int32_t s) {
   if (s <= 0) return 0;
   if (s >= axis.in_size) return axis.out_size;
@@ -224,7 +238,8 @@ MSR_HOST_DEVICE int32_t first_destination(const Axis& axis, int32_t s) {
 
 // The destinations that read source s.
 MSR_HOST_DEVICE Range adjoint_support(const Axis& axis, int32_t s) {
-  return {first_destination(axis, is_linear(axis.rule) ? s - 1 : s), first_destination(axis, s + 1)};
+  return {first_destination(axis, is_linear(axis.rule) ? s - 1 : s),
+          first_destination(axis, s + 1)};
 }
 
 }  // namespace msr

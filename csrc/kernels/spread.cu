@@ -14,14 +14,16 @@ const char* launch_spread(const SpreadParams& params, bool acc_is_double, void* 
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
-const char* launch_sum_dots(const SpreadParams& params, bool acc_is_double, void* dots, void* stream) {
+const char* launch_sum_dots(const SpreadParams& params, bool acc_is_double, void* dots,
+                            void* stream) {
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   const dim3 grid(static_cast<unsigned>(params.num_branches));
   if (acc_is_double) {
     MSR_LAUNCH(sum_dots_kernel<double>, grid, dim3(kSpreadThreads), 0, cuda_stream, params,
                static_cast<double*>(dots));
   } else {
-    MSR_LAUNCH(sum_dots_kernel<float>, grid, dim3(kSpreadThreads), 0, cuda_stream, params, static_cast<float*>(dots));
+    MSR_LAUNCH(sum_dots_kernel<float>, grid, dim3(kSpreadThreads), 0, cuda_stream, params,
+               static_cast<float*>(dots));
   }
   const cudaError_t error = cudaGetLastError();
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);

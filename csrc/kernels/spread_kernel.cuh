@@ -1,6 +1,7 @@
-// The general spread kernel: the gradients of all branches of a gather-sum from one map, by gathering. Any strides,
-// rank, element types and taps; one thread computes one element of one branch. No atomics: each element is written
-// once, its sum taken in a fixed order. It is the oracle of, and the fallback from, every faster path.
+// The general spread kernel: the gradients of all branches of a gather-sum from one map, by
+// gathering. Any strides, rank, element types and taps; one thread computes one element of one
+// branch. No atomics: each element is written once, its sum taken in a fixed order. It is the
+// oracle of, and the fallback from, every faster path.
 #pragma once
 
 #include "cuda_compat.h"
@@ -9,7 +10,8 @@
 
 namespace msr {
 
-// R^T(gate * grad) at one position of a branch. A batch of one was broadcast: its gradient is the sum over the batch.
+// R^T(gate * grad) at one position of a branch. A batch of one was broadcast: its gradient is the
+// sum over the batch.
 template <typename acc_t>
 __device__ acc_t spread_taps(const SpreadParams& params, const Branch& branch, const Position& p) {
   const Map& grad = params.grad;
@@ -42,7 +44,8 @@ __device__ acc_t spread_taps(const SpreadParams& params, const Branch& branch, c
   return batch;
 }
 
-// The sum of `value` over the block, by a fixed tree; every thread of the block calls it, and gets the sum.
+// The sum of `value` over the block, by a fixed tree; every thread of the block calls it, and gets
+// the sum.
 __device__ inline double block_sum(double* parts, double value) {
   parts[threadIdx.x] = value;
   __syncthreads();
@@ -69,10 +72,11 @@ __global__ void __launch_bounds__(kSpreadThreads, 2) spread_kernel(SpreadParams 
     const acc_t value = spread_taps<acc_t>(params, branch, p);
     if (branch.map.data) store<acc_t>(branch.map.data, branch.map.dtype, i, scale * value);
     if (params.partial_dots) {
-      const int64_t(&stride)[kDims] = params.input_stride[b];
-      const int64_t offset = p.n * stride[0] + p.c * stride[1] + p.at[0] * stride[2] + p.at[1] * stride[3] +
-                             p.at[2] * stride[4];
-      dot += static_cast<double>(value) * load<double>(params.inputs[b], params.input_dtype[b], offset);
+      const int64_t (&stride)[kDims] = params.input_stride[b];
+      const int64_t offset = p.n * stride[0] + p.c * stride[1] + p.at[0] * stride[2] +
+                             p.at[1] * stride[3] + p.at[2] * stride[4];
+      dot += static_cast<double>(value) *
+             load<double>(params.inputs[b], params.input_dtype[b], offset);
     }
   }
   if (!params.partial_dots) return;  // the same for every thread of the grid
@@ -82,11 +86,12 @@ __global__ void __launch_bounds__(kSpreadThreads, 2) spread_kernel(SpreadParams 
 
 // One block per branch sums that branch's parts: a fixed tree, so two runs agree bit for bit.
 template <typename acc_t>
-__global__ void __launch_bounds__(kSpreadThreads) sum_dots_kernel(SpreadParams params, acc_t* dots) {
+__global__ void __launch_bounds__(kSpreadThreads)
+    sum_dots_kernel(SpreadParams params, acc_t* dots) {
   __shared__ double parts[kSpreadThreads];
   double sum = 0;
-  for (int64_t i = params.block_begin[blockIdx.x] + threadIdx.x; i < params.block_begin[blockIdx.x + 1];
-       i += kSpreadThreads) {
+  for (int64_t i = params.block_begin[blockIdx.x] + threadIdx.x;
+       i < params.block_begin[blockIdx.x + 1]; i += kSpreadThreads) {
     sum += params.partial_dots[i];
   }
   sum = block_sum(parts, sum);

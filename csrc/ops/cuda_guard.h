@@ -7,8 +7,10 @@
 
 #include "../kernels/launch.h"
 
-// Only a CUDA build of torch has this symbol. Weak, so that the same binary also loads into a CPU build.
-extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
+// Only a CUDA build of torch has this symbol. Weak, so that the same binary also loads into a CPU
+// build.
+extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
+                                                             void** ret_stream);
 #pragma weak aoti_torch_get_current_cuda_stream
 
 namespace msr {

@@ -10,14 +10,13 @@ namespace {
 template <typename acc_t>
 void run_gather(const GatherParams& params) {
   const GatherCpu<acc_t> gather(params);
-  torch::stable::parallel_for(0, gather.num_chunks(), /*grain_size=*/4, [&](int64_t begin, int64_t end) {
-    for (int64_t chunk = begin; chunk < end; ++chunk) gather.run(chunk);
-  });
+  torch::stable::parallel_for(0, gather.num_chunks(), /*grain_size=*/4,
+                              [&](int64_t begin, int64_t end) { gather.run(begin, end); });
 }
 
 GatherCall gather_cpu(const std::vector<Tensor>& inputs, const std::optional<Tensor>& weights,
-                      const std::optional<Tensor>& gate, const std::vector<int64_t>& size, int64_t spec,
-                      const std::vector<double>& scales) {
+                      const std::optional<Tensor>& gate, const std::vector<int64_t>& size,
+                      int64_t spec, const std::vector<double>& scales) {
   GatherCall call = prepare_gather(inputs, weights, gate, size, spec, scales);
   if (call.acc_is_double) {
     run_gather<double>(call.params);
@@ -32,8 +31,8 @@ Tensor gather(std::vector<Tensor> inputs, std::vector<int64_t> size, int64_t spe
 }
 
 std::tuple<Tensor, Tensor> gather_full(std::vector<Tensor> inputs, std::optional<Tensor> weights,
-                                       std::optional<Tensor> gate, std::vector<int64_t> size, int64_t spec,
-                                       std::vector<double> scales) {
+                                       std::optional<Tensor> gate, std::vector<int64_t> size,
+                                       int64_t spec, std::vector<double> scales) {
   GatherCall call = gather_cpu(inputs, weights, gate, size, spec, scales);
   return {call.out, call.mask};
 }

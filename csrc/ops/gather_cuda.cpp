@@ -5,13 +5,14 @@ namespace msr {
 namespace {
 
 GatherCall gather_cuda(const std::vector<Tensor>& inputs, const std::optional<Tensor>& weights,
-                       const std::optional<Tensor>& gate, const std::vector<int64_t>& size, int64_t spec,
-                       const std::vector<double>& scales) {
+                       const std::optional<Tensor>& gate, const std::vector<int64_t>& size,
+                       int64_t spec, const std::vector<double>& scales) {
   STD_TORCH_CHECK(!inputs.empty(), "msr_cuda::gather: expected at least one input");
   const CudaGuard guard(inputs[0]);
   GatherCall call = prepare_gather(inputs, weights, gate, size, spec, scales);
   if (numel(call.params.out) > 0) {
-    check_launch("msr_cuda::gather", launch_gather(call.params, call.acc_is_double, guard.stream()));
+    check_launch("msr_cuda::gather",
+                 launch_gather(call.params, call.acc_is_double, guard.stream()));
   }
   return call;
 }
@@ -21,8 +22,8 @@ Tensor gather(std::vector<Tensor> inputs, std::vector<int64_t> size, int64_t spe
 }
 
 std::tuple<Tensor, Tensor> gather_full(std::vector<Tensor> inputs, std::optional<Tensor> weights,
-                                       std::optional<Tensor> gate, std::vector<int64_t> size, int64_t spec,
-                                       std::vector<double> scales) {
+                                       std::optional<Tensor> gate, std::vector<int64_t> size,
+                                       int64_t spec, std::vector<double> scales) {
   GatherCall call = gather_cuda(inputs, weights, gate, size, spec, scales);
   return {call.out, call.mask};
 }

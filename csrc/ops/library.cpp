@@ -56,15 +56,17 @@ std::string build_info() { return kBuildInfo; }
 
 STABLE_TORCH_LIBRARY(msr_cuda, m) {
   m.def("build_info() -> str");
-  // Hot calls have few arguments, because a call costs by their number; .full takes the rarer ones. The integers are
-  // packed as msr_cuda/_spec.py says.
+  // Hot calls have few arguments, because a call costs by their number; .full takes the rarer ones.
+  // The integers are packed as msr_cuda/_spec.py says.
   m.def("gather(Tensor[] inputs, SymInt[] size, int spec) -> Tensor");
   m.def(
-      "gather.full(Tensor[] inputs, Tensor? weights, Tensor? gate, SymInt[] size, int spec, float[] scales)"
+      "gather.full(Tensor[] inputs, Tensor? weights, Tensor? gate, SymInt[] size, int spec, "
+      "float[] scales)"
       " -> (Tensor output, Tensor mask)");
   m.def("spread(Tensor grad, SymInt[] shapes, int spec, int requests) -> Tensor[]");
   m.def(
-      "spread.full(Tensor grad, Tensor? gate, Tensor? weights, Tensor[] inputs, SymInt[] shapes, int spec,"
+      "spread.full(Tensor grad, Tensor? gate, Tensor? weights, Tensor[] inputs, SymInt[] shapes, "
+      "int spec,"
       " int requests, float[] scales) -> (Tensor[] grads, Tensor weight_grads)");
   m.def(
       "taps(int mode, int in_size, int out_size, float scale_factor, bool adjoint, bool single)"

@@ -1,6 +1,6 @@
-// From tensors and packed arguments to the kernels' parameters: checks, allocation and strides, the same for every
-// device. Public functions have validated already, with friendlier messages; these checks keep a direct call of a raw
-// operator from reading or writing out of bounds.
+// From tensors and packed arguments to the kernels' parameters: checks, allocation and strides, the
+// same for every device. Public functions have validated already, with friendlier messages; these
+// checks keep a direct call of a raw operator from reading or writing out of bounds.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -21,7 +21,8 @@ namespace msr {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// The packed enumerations of an operator call; msr_cuda/_spec.py writes them and documents the bits.
+// The packed enumerations of an operator call; msr_cuda/_spec.py writes them and documents the
+// bits.
 struct Spec {
   Mode modes[kMaxInputs];
   Activation activation;
@@ -36,11 +37,13 @@ inline Spec unpack_spec(const char* op, int64_t bits, int num_branches) {
   Spec spec;
   for (int i = 0; i < kMaxInputs; ++i) {
     const int64_t mode = (bits >> (4 * i)) & 15;
-    STD_TORCH_CHECK(i >= num_branches || mode < kNumModes, op, ": unknown mode ", mode, " for input ", i);
+    STD_TORCH_CHECK(i >= num_branches || mode < kNumModes, op, ": unknown mode ", mode,
+                    " for input ", i);
     spec.modes[i] = static_cast<Mode>(mode);
   }
   const int64_t activation = (bits >> 32) & 15;
-  STD_TORCH_CHECK(activation <= static_cast<int64_t>(Activation::kRelu), op, ": unknown activation ", activation);
+  STD_TORCH_CHECK(activation <= static_cast<int64_t>(Activation::kRelu), op,
+                  ": unknown activation ", activation);
   spec.activation = static_cast<Activation>(activation);
   spec.cat = (bits >> 36) & 1;
   spec.channels_last = (bits >> 37) & 1;
@@ -98,7 +101,8 @@ inline void set_strides(int64_t (&stride)[kDims], const Tensor& tensor, int64_t 
 }
 
 inline Map map_of(const char* op, const Tensor& tensor, int64_t rank) {
-  STD_TORCH_CHECK(tensor.dim() == rank + 2, op, ": expected a map of ", rank + 2, " dimensions, got ", tensor.dim());
+  STD_TORCH_CHECK(tensor.dim() == rank + 2, op, ": expected a map of ", rank + 2,
+                  " dimensions, got ", tensor.dim());
   Map map;
   map.data = const_cast<void*>(tensor.const_data_ptr());
   map.dtype = dtype_of(op, tensor);
@@ -109,12 +113,13 @@ inline Map map_of(const char* op, const Tensor& tensor, int64_t rank) {
 }
 
 // An uninitialised tensor on the device of `like`.
-inline Tensor empty_strided(int64_t dims, const int64_t* sizes, const int64_t* strides, int32_t dtype,
-                            const Tensor& like) {
-  const int32_t device = like.is_cuda() ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu();
+inline Tensor empty_strided(int64_t dims, const int64_t* sizes, const int64_t* strides,
+                            int32_t dtype, const Tensor& like) {
+  const int32_t device =
+      like.is_cuda() ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu();
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(dims, sizes, strides, dtype, device, like.get_device_index(), &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes, strides, dtype, device,
+                                                  like.get_device_index(), &handle));
   return Tensor(handle);
 }
 
@@ -124,7 +129,8 @@ inline Tensor empty_vector(int64_t size, int32_t dtype, const Tensor& like) {
   return empty_strided(1, &size, &stride, dtype, like);
 }
 
-// A dense, uninitialised tensor for `map`, whose sizes, dtype and channels_last are set; sets data and strides.
+// A dense, uninitialised tensor for `map`, whose sizes, dtype and channels_last are set; sets data
+// and strides.
 inline Tensor allocate(Map& map, int64_t rank, const Tensor& like) {
   int64_t sizes[kDims] = {map.size[0], map.size[1]};
   int64_t strides[kDims];
@@ -151,14 +157,17 @@ inline Tensor allocate(Map& map, int64_t rank, const Tensor& like) {
 // One bit per element, in whole 32-bit words: a warp writes one.
 inline int64_t mask_bytes(const Map& map) { return 4 * ceil_div(numel(map), 32); }
 
-// The axes of a branch that is related to a map of `size`; scales: empty, or one factor per input and spatial axis.
-inline void set_axes(const char* op, Branch& branch, const int64_t (&size)[kDims], Mode mode, const double* scales,
-                     int64_t rank) {
+// The axes of a branch that is related to a map of `size`; scales: empty, or one factor per input
+// and spatial axis.
+inline void set_axes(const char* op, Branch& branch, const int64_t (&size)[kDims], Mode mode,
+                     const double* scales, int64_t rank) {
   for (int i = 0; i < kSpatialDims; ++i) {
     const int64_t in = branch.map.size[2 + i], out = size[2 + i];
-    STD_TORCH_CHECK(in > 0 && out > 0, op, ": expected spatial sizes above 0, got ", in, " and ", out);
+    STD_TORCH_CHECK(in > 0 && out > 0, op, ": expected spatial sizes above 0, got ", in, " and ",
+                    out);
     constexpr int64_t limit = std::numeric_limits<int32_t>::max();
-    STD_TORCH_CHECK(in < limit && out < limit, op, ": expected every axis below 2^31, got ", in, " and ", out);
+    STD_TORCH_CHECK(in < limit && out < limit, op, ": expected every axis below 2^31, got ", in,
+                    " and ", out);
     const int64_t axis = i - (kSpatialDims - rank);
     branch.axis[i] = make_axis(mode, static_cast<int32_t>(in), static_cast<int32_t>(out),
                                scales && axis >= 0 ? scales[axis] : 0.0);
@@ -170,14 +179,14 @@ inline void check_weights(const char* op, const Tensor& weights, int64_t count, 
   check_same_device(op, weights, like);
   STD_TORCH_CHECK(weights.dim() == 1 && weights.size(0) == count && weights.is_contiguous(), op,
                   ": expected contiguous weights [", count, "]");
-  STD_TORCH_CHECK(weights.scalar_type() == (acc_is_double ? ScalarType::Double : ScalarType::Float), op,
-                  ": expected weights of the accumulation type");
+  STD_TORCH_CHECK(weights.scalar_type() == (acc_is_double ? ScalarType::Double : ScalarType::Float),
+                  op, ": expected weights of the accumulation type");
 }
 
 inline void check_mask(const char* op, const Tensor& mask, const Map& map, const Tensor& like) {
   check_same_device(op, mask, like);
-  STD_TORCH_CHECK(mask.scalar_type() == ScalarType::Byte && mask.dim() == 1 && mask.is_contiguous() &&
-                      mask.size(0) == mask_bytes(map),
+  STD_TORCH_CHECK(mask.scalar_type() == ScalarType::Byte && mask.dim() == 1 &&
+                      mask.is_contiguous() && mask.size(0) == mask_bytes(map),
                   op, ": expected a mask of ", mask_bytes(map), " contiguous uint8");
 }
 
@@ -187,16 +196,20 @@ struct GatherCall {
   Tensor out, mask;
 };
 
-inline GatherCall prepare_gather(const std::vector<Tensor>& inputs, const std::optional<Tensor>& weights,
-                                 const std::optional<Tensor>& gate, const std::vector<int64_t>& size,
-                                 int64_t spec_bits, const std::vector<double>& scales) {
+inline GatherCall prepare_gather(const std::vector<Tensor>& inputs,
+                                 const std::optional<Tensor>& weights,
+                                 const std::optional<Tensor>& gate,
+                                 const std::vector<int64_t>& size, int64_t spec_bits,
+                                 const std::vector<double>& scales) {
   const char* op = "msr_cuda::gather";
   const int count = static_cast<int>(inputs.size());
   const auto rank = static_cast<int64_t>(size.size());
-  STD_TORCH_CHECK(count >= 1 && count <= kMaxInputs, op, ": expected 1 to ", kMaxInputs, " inputs, got ", count);
-  STD_TORCH_CHECK(rank >= 1 && rank <= kSpatialDims, op, ": expected 1 to 3 spatial sizes, got ", rank);
-  STD_TORCH_CHECK(scales.empty() || scales.size() == static_cast<size_t>(count * rank), op, ": expected ",
-                  count * rank, " scales, got ", scales.size());
+  STD_TORCH_CHECK(count >= 1 && count <= kMaxInputs, op, ": expected 1 to ", kMaxInputs,
+                  " inputs, got ", count);
+  STD_TORCH_CHECK(rank >= 1 && rank <= kSpatialDims, op, ": expected 1 to 3 spatial sizes, got ",
+                  rank);
+  STD_TORCH_CHECK(scales.empty() || scales.size() == static_cast<size_t>(count * rank), op,
+                  ": expected ", count * rank, " scales, got ", scales.size());
   const Spec spec = unpack_spec(op, spec_bits, count);
 
   GatherCall call;
@@ -211,8 +224,8 @@ inline GatherCall prepare_gather(const std::vector<Tensor>& inputs, const std::o
     const Map& map = params.branches[i].map;
     if (map.size[0] != 1) batch = map.size[0];
     params.branches[i].channel_begin = spec.cat ? channels : 0;
-    STD_TORCH_CHECK(spec.cat || i == 0 || map.size[1] == channels, op, ": expected ", channels, " channels, got ",
-                    map.size[1]);
+    STD_TORCH_CHECK(spec.cat || i == 0 || map.size[1] == channels, op, ": expected ", channels,
+                    " channels, got ", map.size[1]);
     channels = spec.cat ? channels + map.size[1] : map.size[1];
   }
   Map& out = params.out;
@@ -223,10 +236,11 @@ inline GatherCall prepare_gather(const std::vector<Tensor>& inputs, const std::o
   out.channels_last = spec.channels_last;
   for (int i = 0; i < count; ++i) {
     Branch& branch = params.branches[i];
-    STD_TORCH_CHECK(branch.map.size[0] == batch || branch.map.size[0] == 1, op, ": expected a batch of ", batch,
-                    " or 1, got ", branch.map.size[0]);
+    STD_TORCH_CHECK(branch.map.size[0] == batch || branch.map.size[0] == 1, op,
+                    ": expected a batch of ", batch, " or 1, got ", branch.map.size[0]);
     if (branch.map.size[0] != batch) branch.map.stride[0] = 0;
-    set_axes(op, branch, out.size, spec.modes[i], scales.empty() ? nullptr : scales.data() + i * rank, rank);
+    set_axes(op, branch, out.size, spec.modes[i],
+             scales.empty() ? nullptr : scales.data() + i * rank, rank);
   }
   params.weights = nullptr;
   if (weights) {
@@ -239,7 +253,8 @@ inline GatherCall prepare_gather(const std::vector<Tensor>& inputs, const std::o
     params.gate = static_cast<const uint8_t*>(gate->const_data_ptr());
   }
   call.out = allocate(out, rank, inputs[0]);
-  call.mask = empty_vector(spec.save_mask ? mask_bytes(out) : 0, aoti_torch_dtype_uint8(), inputs[0]);
+  call.mask =
+      empty_vector(spec.save_mask ? mask_bytes(out) : 0, aoti_torch_dtype_uint8(), inputs[0]);
   params.mask = spec.save_mask ? static_cast<uint8_t*>(call.mask.mutable_data_ptr()) : nullptr;
   return call;
 }
@@ -251,24 +266,27 @@ struct SpreadCall {
   int64_t rank;
 };
 
-// shapes: [N, C, *spatial] of every branch, one after the other. inputs: empty, or every branch's forward value, for
-// the gradient of the weights.
+// shapes: [N, C, *spatial] of every branch, one after the other. inputs: empty, or every branch's
+// forward value, for the gradient of the weights.
 inline SpreadCall prepare_spread(const Tensor& grad, const std::optional<Tensor>& gate,
-                                 const std::optional<Tensor>& weights, const std::vector<Tensor>& inputs,
-                                 const std::vector<int64_t>& shapes, int64_t spec_bits, int64_t requests,
-                                 const std::vector<double>& scales) {
+                                 const std::optional<Tensor>& weights,
+                                 const std::vector<Tensor>& inputs,
+                                 const std::vector<int64_t>& shapes, int64_t spec_bits,
+                                 int64_t requests, const std::vector<double>& scales) {
   const char* op = "msr_cuda::spread";
   const int64_t dims = grad.dim();
-  STD_TORCH_CHECK(dims >= 3 && dims <= kDims, op, ": expected a gradient of 3 to 5 dimensions, got ", dims);
-  STD_TORCH_CHECK(!shapes.empty() && shapes.size() % dims == 0 && shapes.size() / dims <= kMaxInputs, op,
-                  ": expected shapes of 1 to ", kMaxInputs, " maps of ", dims, " dimensions");
+  STD_TORCH_CHECK(dims >= 3 && dims <= kDims, op,
+                  ": expected a gradient of 3 to 5 dimensions, got ", dims);
+  STD_TORCH_CHECK(
+      !shapes.empty() && shapes.size() % dims == 0 && shapes.size() / dims <= kMaxInputs, op,
+      ": expected shapes of 1 to ", kMaxInputs, " maps of ", dims, " dimensions");
   const int count = static_cast<int>(shapes.size() / dims);
   SpreadCall call;
   call.rank = dims - 2;
-  STD_TORCH_CHECK(scales.empty() || scales.size() == static_cast<size_t>(count * call.rank), op, ": expected ",
-                  count * call.rank, " scales, got ", scales.size());
-  STD_TORCH_CHECK(inputs.empty() || inputs.size() == static_cast<size_t>(count), op, ": expected no inputs or ",
-                  count);
+  STD_TORCH_CHECK(scales.empty() || scales.size() == static_cast<size_t>(count * call.rank), op,
+                  ": expected ", count * call.rank, " scales, got ", scales.size());
+  STD_TORCH_CHECK(inputs.empty() || inputs.size() == static_cast<size_t>(count), op,
+                  ": expected no inputs or ", count);
   const Spec spec = unpack_spec(op, spec_bits, count);
 
   SpreadParams& params = call.params;
@@ -281,16 +299,17 @@ inline SpreadCall prepare_spread(const Tensor& grad, const std::optional<Tensor>
     Branch& branch = params.branches[i];
     Map& map = branch.map;
     const int64_t* shape = shapes.data() + i * dims;
-    for (int64_t k = 0; k < dims; ++k) STD_TORCH_CHECK(shape[k] >= 0, op, ": expected sizes of at least 0");
+    for (int64_t k = 0; k < dims; ++k)
+      STD_TORCH_CHECK(shape[k] >= 0, op, ": expected sizes of at least 0");
     set_sizes(map, shape, call.rank);
-    STD_TORCH_CHECK(map.size[0] == params.grad.size[0] || map.size[0] == 1, op, ": expected a batch of ",
-                    params.grad.size[0], " or 1, got ", map.size[0]);
+    STD_TORCH_CHECK(map.size[0] == params.grad.size[0] || map.size[0] == 1, op,
+                    ": expected a batch of ", params.grad.size[0], " or 1, got ", map.size[0]);
     branch.channel_begin = spec.cat ? channels : 0;
     channels = branch.channel_begin + map.size[1];
-    STD_TORCH_CHECK(spec.cat ? channels <= params.grad.size[1] : channels == params.grad.size[1], op, ": expected ",
-                    params.grad.size[1], " channels, got ", channels);
-    set_axes(op, branch, params.grad.size, spec.modes[i], scales.empty() ? nullptr : scales.data() + i * call.rank,
-             call.rank);
+    STD_TORCH_CHECK(spec.cat ? channels <= params.grad.size[1] : channels == params.grad.size[1],
+                    op, ": expected ", params.grad.size[1], " channels, got ", channels);
+    set_axes(op, branch, params.grad.size, spec.modes[i],
+             scales.empty() ? nullptr : scales.data() + i * call.rank, call.rank);
     const BranchRequest request = unpack_request(requests, i);
     map.dtype = request.dtype;
     map.channels_last = request.channels_last;
@@ -300,7 +319,8 @@ inline SpreadCall prepare_spread(const Tensor& grad, const std::optional<Tensor>
       check_same_device(op, inputs[i], grad);
       const Map value = map_of(op, inputs[i], call.rank);
       for (int k = 0; k < kDims; ++k) {
-        STD_TORCH_CHECK(value.size[k] == map.size[k], op, ": expected input ", i, " to have its given shape");
+        STD_TORCH_CHECK(value.size[k] == map.size[k], op, ": expected input ", i,
+                        " to have its given shape");
         params.input_stride[i][k] = value.stride[k];
       }
       params.inputs[i] = value.data;
@@ -319,7 +339,8 @@ inline SpreadCall prepare_spread(const Tensor& grad, const std::optional<Tensor>
   }
   params.partial_dots = nullptr;
   for (int i = 0; i < count; ++i) {
-    if (unpack_request(requests, i).wanted) call.grads.push_back(allocate(params.branches[i].map, call.rank, grad));
+    if (unpack_request(requests, i).wanted)
+      call.grads.push_back(allocate(params.branches[i].map, call.rank, grad));
   }
   return call;
 }
@@ -327,7 +348,8 @@ inline SpreadCall prepare_spread(const Tensor& grad, const std::optional<Tensor>
 // Room for the gradients of the weights, of the accumulation type; empty where they are not wanted.
 inline Tensor allocate_dots(const SpreadCall& call, bool wanted, const Tensor& like) {
   return empty_vector(wanted ? call.params.num_branches : 0,
-                      call.acc_is_double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(), like);
+                      call.acc_is_double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(),
+                      like);
 }
 
 }  // namespace msr

@@ -11,28 +11,31 @@ namespace {
 template <typename acc_t>
 Tensor run_spread(const SpreadCall& call, bool with_dots, const Tensor& like) {
   SpreadCpu<acc_t> spread(call.params);
-  torch::stable::parallel_for(0, spread.num_chunks(), /*grain_size=*/4, [&](int64_t begin, int64_t end) {
-    for (int64_t chunk = begin; chunk < end; ++chunk) spread.run(chunk);
-  });
+  torch::stable::parallel_for(0, spread.num_chunks(), /*grain_size=*/4,
+                              [&](int64_t begin, int64_t end) { spread.run(begin, end); });
   Tensor dots = allocate_dots(call, with_dots, like);
   if (with_dots) {
     auto* data = static_cast<acc_t*>(dots.mutable_data_ptr());
-    for (int b = 0; b < call.params.num_branches; ++b) data[b] = static_cast<acc_t>(spread.dot_of(b));
+    for (int b = 0; b < call.params.num_branches; ++b)
+      data[b] = static_cast<acc_t>(spread.dot_of(b));
   }
   return dots;
 }
 
 std::tuple<std::vector<Tensor>, Tensor> spread_full(Tensor grad, std::optional<Tensor> gate,
-                                                    std::optional<Tensor> weights, std::vector<Tensor> inputs,
-                                                    std::vector<int64_t> shapes, int64_t spec, int64_t requests,
-                                                    std::vector<double> scales) {
-  const SpreadCall call = prepare_spread(grad, gate, weights, inputs, shapes, spec, requests, scales);
+                                                    std::optional<Tensor> weights,
+                                                    std::vector<Tensor> inputs,
+                                                    std::vector<int64_t> shapes, int64_t spec,
+                                                    int64_t requests, std::vector<double> scales) {
+  const SpreadCall call =
+      prepare_spread(grad, gate, weights, inputs, shapes, spec, requests, scales);
   Tensor dots = call.acc_is_double ? run_spread<double>(call, !inputs.empty(), grad)
                                    : run_spread<float>(call, !inputs.empty(), grad);
   return {call.grads, dots};
 }
 
-std::vector<Tensor> spread(Tensor grad, std::vector<int64_t> shapes, int64_t spec, int64_t requests) {
+std::vector<Tensor> spread(Tensor grad, std::vector<int64_t> shapes, int64_t spec,
+                           int64_t requests) {
   return std::get<0>(spread_full(grad, std::nullopt, std::nullopt, {}, shapes, spec, requests, {}));
 }
 

@@ -5,9 +5,10 @@ namespace msr {
 namespace {
 
 std::tuple<std::vector<Tensor>, Tensor> spread_full(Tensor grad, std::optional<Tensor> gate,
-                                                    std::optional<Tensor> weights, std::vector<Tensor> inputs,
-                                                    std::vector<int64_t> shapes, int64_t spec, int64_t requests,
-                                                    std::vector<double> scales) {
+                                                    std::optional<Tensor> weights,
+                                                    std::vector<Tensor> inputs,
+                                                    std::vector<int64_t> shapes, int64_t spec,
+                                                    int64_t requests, std::vector<double> scales) {
   const char* op = "msr_cuda::spread";
   const CudaGuard guard(grad);
   SpreadCall call = prepare_spread(grad, gate, weights, inputs, shapes, spec, requests, scales);
@@ -15,15 +16,18 @@ std::tuple<std::vector<Tensor>, Tensor> spread_full(Tensor grad, std::optional<T
   const int64_t blocks = call.params.block_begin[kMaxInputs];
   Tensor dots = allocate_dots(call, !inputs.empty(), grad);
   Tensor partial_dots = empty_vector(inputs.empty() ? 0 : blocks, aoti_torch_dtype_float64(), grad);
-  if (!inputs.empty()) call.params.partial_dots = static_cast<double*>(partial_dots.mutable_data_ptr());
+  if (!inputs.empty())
+    call.params.partial_dots = static_cast<double*>(partial_dots.mutable_data_ptr());
   if (blocks > 0) check_launch(op, launch_spread(call.params, call.acc_is_double, guard.stream()));
   if (!inputs.empty()) {
-    check_launch(op, launch_sum_dots(call.params, call.acc_is_double, dots.mutable_data_ptr(), guard.stream()));
+    check_launch(op, launch_sum_dots(call.params, call.acc_is_double, dots.mutable_data_ptr(),
+                                     guard.stream()));
   }
   return {call.grads, dots};
 }
 
-std::vector<Tensor> spread(Tensor grad, std::vector<int64_t> shapes, int64_t spec, int64_t requests) {
+std::vector<Tensor> spread(Tensor grad, std::vector<int64_t> shapes, int64_t spec,
+                           int64_t requests) {
   return std::get<0>(spread_full(grad, std::nullopt, std::nullopt, {}, shapes, spec, requests, {}));
 }
 

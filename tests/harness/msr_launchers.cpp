@@ -1,5 +1,5 @@
-// msr_cuda's own launchers, called with NumPy arrays. Parameters are filled from sizes and strides as csrc/ops does it
-// from tensors; the launchers and kernels are the shipped sources.
+// msr_cuda's own launchers, called with NumPy arrays. Parameters are filled from sizes and strides
+// as csrc/ops does it from tensors; the launchers and kernels are the shipped sources.
 #include "msr_launchers.h"
 
 #include <stdexcept>
@@ -11,7 +11,8 @@ namespace msr::harness {
 namespace {
 
 Map map_of(const ArrayView& array) {
-  if (array.rank < 3 || array.rank > kDims) throw std::invalid_argument("expected a map of 3 to 5 dimensions");
+  if (array.rank < 3 || array.rank > kDims)
+    throw std::invalid_argument("expected a map of 3 to 5 dimensions");
   Map map;
   int64_t size[kDims] = {array.size[0], array.size[1], 1, 1, 1};
   int64_t stride[kDims] = {array.stride[0], array.stride[1], 0, 0, 0};
@@ -27,8 +28,10 @@ Map map_of(const ArrayView& array) {
   return map;
 }
 
-// Mode and channels of every branch; modes is packed as in msr_cuda/_spec.py, scales is [branches, rank] or absent.
-void set_branches(const Arguments& a, const std::vector<ArrayView>& arrays, const Map& common, Branch* branches) {
+// Mode and channels of every branch; modes is packed as in msr_cuda/_spec.py, scales is [branches,
+// rank] or absent.
+void set_branches(const Arguments& a, const std::vector<ArrayView>& arrays, const Map& common,
+                  Branch* branches) {
   const auto modes = static_cast<uint32_t>(a.integer("modes"));
   const bool cat = a.integer("cat") != 0;
   const double* scales = a.has("scales") ? a.array("scales").as<const double>() : nullptr;
@@ -41,10 +44,10 @@ void set_branches(const Arguments& a, const std::vector<ArrayView>& arrays, cons
     channels += branch.map.size[1];
     for (int i = 0; i < kSpatialDims; ++i) {
       const int axis = i - (kSpatialDims - rank);
-      branch.axis[i] = make_axis(static_cast<Mode>(modes >> (4 * b) & 15u),
-                                 static_cast<int32_t>(branch.map.size[2 + i]),
-                                 static_cast<int32_t>(common.size[2 + i]),
-                                 scales && axis >= 0 ? scales[b * static_cast<size_t>(rank) + axis] : 0.0);
+      branch.axis[i] = make_axis(
+          static_cast<Mode>(modes >> (4 * b) & 15u), static_cast<int32_t>(branch.map.size[2 + i]),
+          static_cast<int32_t>(common.size[2 + i]),
+          scales && axis >= 0 ? scales[b * static_cast<size_t>(rank) + axis] : 0.0);
     }
   }
 }
@@ -70,7 +73,8 @@ void gather(const Arguments& a) {
   check(launch_gather(params, a.integer("acc_is_double") != 0, nullptr));
 }
 
-// grads: a list of outputs, with null data where one is not wanted; values: their forward inputs, or absent.
+// grads: a list of outputs, with null data where one is not wanted; values: their forward inputs,
+// or absent.
 void spread(const Arguments& a) {
   SpreadParams params;
   const std::vector<ArrayView>& grads = a.arrays("grads");
@@ -97,7 +101,8 @@ void spread(const Arguments& a) {
   std::vector<double> partial_dots(static_cast<size_t>(params.block_begin[kMaxInputs]));
   params.partial_dots = a.has("values") ? partial_dots.data() : nullptr;
   check(launch_spread(params, acc_is_double, nullptr));
-  if (a.has("values")) check(launch_sum_dots(params, acc_is_double, a.output("dots").data, nullptr));
+  if (a.has("values"))
+    check(launch_sum_dots(params, acc_is_double, a.output("dots").data, nullptr));
 }
 
 // Index arithmetic with made-up sizes: where an offset lies, and back. No memory is touched.
@@ -108,7 +113,8 @@ void positions(const Arguments& a) {
   set_sizes(map, size);
   map.channels_last = a.integer("channels_last") != 0;
   const ArrayView& offsets = a.array("offsets");
-  const ArrayView& found = a.output("found");  // [count, 6]: n, c, d, h, w, and the offset of that position
+  const ArrayView& found =
+      a.output("found");  // [count, 6]: n, c, d, h, w, and the offset of that position
   for (int64_t i = 0; i < offsets.size[0]; ++i) {
     const Position p = position_of(map, offsets.as<const int64_t>()[i]);
     int64_t* row = found.as<int64_t>() + 6 * i;
@@ -122,7 +128,8 @@ void positions(const Arguments& a) {
 }  // namespace
 
 const std::vector<Launcher>& msr_launchers() {
-  static const std::vector<Launcher> launchers = {{"gather", gather}, {"spread", spread}, {"positions", positions}};
+  static const std::vector<Launcher> launchers = {
+      {"gather", gather}, {"spread", spread}, {"positions", positions}};
   return launchers;
 }
 
