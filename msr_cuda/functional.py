@@ -255,10 +255,12 @@ def _prepare(
     modes = _resolve_modes(name, mode, align_corners, rank, count)
     scales = _resolve_scales(name, scale_factors, rank, count)
     target = _resolve_size(name, inputs, size, scales, rank)
-    if not keep_scales:
-        scales = [None] * count
-    scales = [_effective_scale(s, m) for s, m in zip(scales, modes, strict=True)]
     flat_scales: list[float] = []
+    if scale_factors is not None:
+        scales = [
+            _effective_scale(s, m) if keep_scales else None
+            for s, m in zip(scales, modes, strict=True)
+        ]
     if any(s is not None for s in scales):
         for scale in scales:
             flat_scales.extend((0.0,) * rank if scale is None else scale)

@@ -1,0 +1,6 @@
+"""Modules over the operators of :mod:`msr_cuda.functional`."""
+
+from .feature_pyramid import FeaturePyramidNetwork
+from .resample import Resample, ResampleCat, ResampleSum
+
+__all__ = ["FeaturePyramidNetwork", "Resample", "ResampleCat", "ResampleSum"]
