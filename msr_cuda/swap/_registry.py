@@ -152,7 +152,8 @@ def unregister(twin: ModuleType) -> None:
 def load_recipes(library: str | None = None) -> None:
     """Imports the recipes of the libraries that are already imported (or of one of them)."""
     for entry in pkgutil.iter_modules(_recipes_package.__path__):
-        if entry.name in sys.modules and library in (None, entry.name):
+        # A library that failed to import may have left None there.
+        if sys.modules.get(entry.name) is not None and library in (None, entry.name):
             importlib.import_module(f"{_recipes_package.__name__}.{entry.name}")
 
 
