@@ -51,11 +51,12 @@ def switched_on(name: str, environ: Mapping[str, str] = os.environ) -> bool:
 def source_files(with_cuda: bool) -> list[str]:
     """Sorted, so that two builds link in the same order."""
     bindings = sorted(ROOT.glob("csrc/ops/*.cpp"))
-    kernels = sorted(ROOT.glob("csrc/kernels/*.cu"))
+    cpu_kernels = sorted(ROOT.glob("csrc/kernels/*.cpp"))
+    cuda_kernels = sorted(ROOT.glob("csrc/kernels/*.cu"))
     if not with_cuda:
         bindings = [path for path in bindings if not path.stem.endswith("_cuda")]
-        kernels = []
-    return [str(path.relative_to(ROOT)) for path in bindings + kernels]
+        cuda_kernels = []
+    return [str(path.relative_to(ROOT)) for path in bindings + cpu_kernels + cuda_kernels]
 
 
 def architecture_list(toolkit: toolchain.CudaToolkit) -> str:

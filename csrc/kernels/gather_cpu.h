@@ -1,17 +1,18 @@
-// The general gather-sum on the CPU: any strides, rank, element types and taps.
+// gather-sum on the CPU: any strides, rank, element types and taps.
 //
-// The output is written row by row, a row in tiles that fit into the first-level cache. Per tile
-// and branch the source rows are first combined over depth and height, which is done on the
-// low-resolution row, then along the width. Chunks of rows are the unit of threading; they depend
-// on the sizes alone.
+// The output is written row by row, a row in tiles that fit into the first-level cache; the last
+// branch of a sum finishes and stores it. A branch's rows are resampled along the width and
+// combined over depth and height. In channels_last the combining comes first, because it is done on
+// the low-resolution row. Along the width of one channel the resampling comes first: it is the
+// dearer part, and its results serve all output rows that read the same source row. Rows that the
+// row operations cannot walk are copied first. Chunks of rows are the unit of threading; they
+// depend on the sizes alone.
 #pragma once
 
 #include <algorithm>
-#include <array>
-#include <type_traits>
+#include <optional>
 #include <vector>
 
-#include "params.h"
 #include "rows_cpu.h"
 #include "tables_cpu.h"
 
@@ -20,33 +21,50 @@ namespace msr {
 template <typename acc_t>
 class GatherCpu {
  public:
-  explicit GatherCpu(const GatherParams& params) : params_(params), rows_(params.out) {
+  GatherCpu(const GatherParams& params, const RowOps<acc_t>& ops)
+      : params_(params), ops_(ops), rows_(params.out) {
+    const Map& out = params.out;
+    tile_ = out.channels_last ? std::max<int64_t>(1, kTile / std::max<int64_t>(1, rows_.channels))
+                              : kTile;
     for (int b = 0; b < params.num_branches; ++b) {
-      if (is_identity(params.branches[b])) continue;
-      for (int a = 0; a < kSpatialDims; ++a) {
-        tables_[b][a] = TapTable<acc_t>::make(params.branches[b].axis[a], /*adjoint=*/false);
-      }
+      const int64_t channels = params.branches[b].map.size[1];
+      is_cat_ = is_cat_ || channels != out.size[1];
+      whole_bytes_ = whole_bytes_ && channels % 8 == 0;
+      add_source(b);
     }
+    // Pixels of several channels share bytes of the bit rows, unless each is whole bytes: then a
+    // tile is finished as one row, in a pass of its own.
+    at_once_ = !(params.gate || params.mask) || !out.channels_last ||
+               (out.size[1] % 8 == 0 && (!is_cat_ || whole_bytes_));
+    // Whole bytes of the mask per chunk, so that no two threads share one; and enough work to be
+    // worth a task.
+    const int64_t length = std::max<int64_t>(1, rows_.channels * rows_.width);
+    const int64_t step = 8 / std::gcd(length, int64_t{8});
+    rows_per_chunk_ = ceil_div(std::max<int64_t>(1, kChunk / length), step) * step;
   }
 
-  int64_t num_chunks() const { return rows_.num_chunks(); }
+  int64_t num_chunks() const { return ceil_div(rows_.count, rows_per_chunk_); }
 
   // Writes the rows of chunks [begin, end).
   void run(int64_t begin, int64_t end) const {
-    Scratch scratch;
     const Map& out = params_.out;
-    const int64_t last = std::min(rows_.count, end * rows_.per_chunk);
-    const int64_t tile = std::max<int64_t>(1, Rows::kTile / rows_.channels);
-    for (int64_t row = begin * rows_.per_chunk; row < last; ++row) {
-      const int64_t row_offset = row * rows_.width * rows_.channels;
-      Position p = position_of(out, row_offset);
-      for (int64_t w = 0; w < rows_.width; w += tile) {
-        p.at[2] = static_cast<int32_t>(w);
-        const int64_t columns = std::min(tile, rows_.width - w);
-        scratch.sum.assign(columns * rows_.channels, acc_t(0));
-        for (int b = 0; b < params_.num_branches; ++b) add_branch(b, p, columns, scratch);
-        finish(row_offset + w * rows_.channels, scratch.sum);
+    Scratch scratch;
+    scratch.taps.resize(max_taps_);
+    scratch.weights.resize(max_taps_);
+    for (std::vector<uint8_t>& bits : scratch.bits)
+      bits.resize(ceil_div(std::min(tile_, rows_.width) * rows_.channels, 8));
+    const int64_t last = std::min(rows_.count, end * rows_per_chunk_);
+    int64_t offset = begin * rows_per_chunk_ * rows_.width * rows_.channels;
+    Position p = position_of(out, offset);
+    for (int64_t row = begin * rows_per_chunk_; row < last; ++row) {
+      p.at[2] = 0;
+      for (int64_t tile = 0; p.at[2] < rows_.width; ++tile) {
+        const int64_t columns = std::min(tile_, rows_.width - p.at[2]);
+        run_tile(p, tile, columns, offset, scratch);
+        offset += columns * rows_.channels;
+        p.at[2] += static_cast<int32_t>(columns);
       }
+      next_row(out, p);
     }
     if (params_.mask && last == rows_.count) {
       // The mask ends with a whole 32-bit word, as warps write it: no bit of it may stay unwritten.
@@ -57,138 +75,338 @@ class GatherCpu {
   }
 
  private:
-  struct Scratch {
-    std::vector<acc_t> sum;  // of the tile
-    std::vector<acc_t>
-        row;  // the source columns that the tile reads, combined over depth and height
-    std::vector<acc_t> plane;  // the same of one depth
+  static constexpr int64_t kChunk = 8192;  // elements
+  static constexpr int64_t kTile = 2048;   // elements; a multiple of every number of lanes
+
+  using Table = std::optional<TapTable<acc_t>>;
+
+  // One branch, as it is read. Tables are empty for axes that keep their size.
+  struct Source {
+    const char* data;
+    int64_t stride[kDims];  // bytes
+    int64_t element;        // bytes
+    DType dtype;
+    acc_t factor;
+    int64_t channel_begin, channels;  // in the output
+    int64_t column_stride, channel_stride;
+    Table depth, height, width;
+    Taps<acc_t> taps;            // of the width
+    std::vector<Range> columns;  // of the source, per tile
+    bool resampled_rows_serve_twice;
+    bool as_it_lies;  // neither resampled nor converted: it can be added where it is
   };
 
-  // sum += w_b * R_b(x_b) for the pixels of the tile that begins at p.
-  void add_branch(int b, const Position& p, int64_t columns, Scratch& scratch) const {
+  // Source rows of one branch that were resampled along the width of a tile. Destinations read at
+  // most two neighbouring rows of each axis, so the last bits of depth and height tell them apart.
+  struct Resampled {
+    std::vector<acc_t> row;
+    const void* source = nullptr;  // the row it was made of
+    int64_t tile = -1;
+  };
+
+  struct Scratch {
+    std::vector<acc_t> sums[2];     // of the branches so far, one after the other
+    std::vector<acc_t> row;         // the source columns that the tile reads, combined
+    std::vector<uint8_t> bits[2];   // of gate and mask, where they begin within a byte
+    int32_t count;                  // of the rows that are combined:
+    std::vector<const void*> taps;  // where they are,
+    std::vector<acc_t> weights;
+    int32_t slots[4];           // and where they are kept once resampled along the width
+    std::vector<acc_t> copies;  // of rows that the row operations cannot walk
+    Resampled resampled[kMaxInputs][4];
+  };
+
+  // Where a branch's share of a tile goes.
+  struct Target {
+    const acc_t* previous;  // or null
+    void* to;
+    int64_t stride, previous_stride, finish_stride;  // per pixel
+    Finish finish;
+  };
+
+  static constexpr Finish kKeep{nullptr, nullptr, false,
+                                sizeof(acc_t) == 4 ? DType::kFloat32 : DType::kFloat64};
+
+  static acc_t* room(std::vector<acc_t>& vector, int64_t size) {
+    if (vector.size() < static_cast<size_t>(size)) vector.resize(size);
+    return vector.data();
+  }
+
+  void add_source(int b) {
     const Branch& branch = params_.branches[b];
     const Map& map = branch.map;
-    const int64_t c =
-        p.c - branch.channel_begin;  // negative: the tile has all channels, of other branches too
-    if (!params_.out.channels_last && (c < 0 || c >= map.size[1])) return;
-    const int64_t channels = params_.out.channels_last ? map.size[1] : 1;
-    if (channels == 0) return;
-    const acc_t factor = params_.weights ? static_cast<const acc_t*>(params_.weights)[b] : acc_t(1);
-    acc_t* sum = scratch.sum.data() + (params_.out.channels_last ? branch.channel_begin : 0);
-    Stretch stretch{columns, channels, map.stride[4], map.stride[1]};
-    with_type(map.data, map.dtype, [&](const auto* data) {
-      data += p.n * map.stride[0] + (params_.out.channels_last ? 0 : c * map.stride[1]);
-      if (is_identity(branch)) {
-        data += p.at[0] * map.stride[2] + p.at[1] * map.stride[3] + p.at[2] * map.stride[4];
-        if (rows_.channels == channels) {
-          scale_stretch<true>(sum, data, stretch, factor);
-        } else {
-          stretch.columns = 1;
-          for (int64_t k = 0; k < columns; ++k) {
-            scale_stretch<true>(sum + k * rows_.channels, data + k * map.stride[4], stretch,
-                                factor);
-          }
-        }
-        return;
-      }
-      const TapTable<acc_t>& table = tables_[b][2];
-      const Range source = table.range(p.at[2], static_cast<int32_t>(p.at[2] + columns));
-      stretch.columns = source.end - source.begin;
-      const acc_t* row = combine_rows(b, p, data + source.begin * map.stride[4], stretch, scratch);
-      add_columns(table, p.at[2], columns, source.begin, channels, factor, row, sum);
-    });
-  }
-
-  // The stretch, combined over the taps of depth and height: in scratch.row, or where it lies if
-  // that is the same.
-  template <typename T>
-  const acc_t* combine_rows(int b, const Position& p, const T* data, const Stretch& stretch,
-                            Scratch& scratch) const {
-    const Map& map = params_.branches[b].map;
-    const auto taps_d = tables_[b][0][p.at[0]];
-    const auto taps_h = tables_[b][1][p.at[1]];
-    if constexpr (std::is_same_v<T, acc_t>) {
-      if (taps_d.count == 1 && taps_h.count == 1 && stretch.is_dense()) {
-        return data + taps_d.first * map.stride[2] +
-               taps_h.first * map.stride[3];  // one tap has weight 1
+    const bool planar = !params_.out.channels_last;
+    Source& s = sources_[b];
+    s.data = static_cast<const char*>(map.data);
+    s.dtype = map.dtype;
+    s.element = element_size(map.dtype);
+    for (int i = 0; i < kDims; ++i) s.stride[i] = map.stride[i] * s.element;
+    s.factor = params_.weights ? static_cast<const acc_t*>(params_.weights)[b] : acc_t(1);
+    s.channel_begin = branch.channel_begin;
+    s.channels = map.size[1];
+    s.column_stride = map.stride[4];
+    s.channel_stride = map.stride[1];
+    const auto make = [&](Table& table, int axis) {
+      if (branch.axis[axis].rule != Rule::kIdentity) table.emplace(branch.axis[axis], false);
+      return table ? table->max_count() : 1;
+    };
+    const int32_t taps = make(s.depth, 0) * make(s.height, 1);
+    max_taps_ = std::max(max_taps_, taps);
+    make(s.width, 2);
+    if (s.width) {
+      if (planar) s.width->prepare_blocks(ops_.lanes, ops_.can_look_up);
+      s.taps = s.width->view();
+      for (int64_t w = 0; w < rows_.width; w += tile_) {
+        s.columns.push_back(s.width->range(static_cast<int32_t>(w),
+                                           static_cast<int32_t>(std::min(rows_.width, w + tile_))));
       }
     }
-    scratch.row.resize(stretch.numel());
-    if (taps_d.count > 1) scratch.plane.resize(stretch.numel());
-    std::vector<acc_t>& plane = taps_d.count > 1 ? scratch.plane : scratch.row;
-    for (int32_t i = 0; i < taps_d.count; ++i) {
-      for (int32_t j = 0; j < taps_h.count; ++j) {
-        const T* from =
-            data + (taps_d.first + i) * map.stride[2] + (taps_h.first + j) * map.stride[3];
-        if (j == 0) {
-          scale_stretch<false>(plane.data(), from, stretch, taps_h.weights[j]);
-        } else {
-          scale_stretch<true>(plane.data(), from, stretch, taps_h.weights[j]);
-        }
+    s.resampled_rows_serve_twice = s.depth || s.height || s.factor != 1;
+    const Stretch pixels = stretch_of(s, rows_.width);
+    s.as_it_lies = is_identity(branch) && map.dtype == kKeep.dtype && s.factor == 1 &&
+                   pixels.is_vectorizable() && (planar || s.column_stride == s.channels);
+  }
+
+  Stretch stretch_of(const Source& s, int64_t columns) const {
+    return {columns, params_.out.channels_last ? s.channels : 1, s.column_stride, s.channel_stride};
+  }
+
+  // Finish for `length` values from `offset` on. Bits that begin within a byte go through scratch.
+  Finish finish_at(int64_t offset, int64_t length, Scratch& scratch) const {
+    Finish how{nullptr, nullptr, params_.activation == Activation::kRelu, params_.out.dtype};
+    if (params_.gate) how.gate = aligned_bits(params_.gate, offset, length, scratch.bits[0].data());
+    if (params_.mask)
+      how.mask =
+          ((offset | length) & 7) == 0 ? params_.mask + (offset >> 3) : scratch.bits[1].data();
+    return how;
+  }
+
+  // Whether a branch has part in a row; in channels_last, rows have all channels.
+  bool touches(const Source& s, int64_t c) const {
+    if (params_.out.channels_last) return s.channels > 0;
+    return c >= s.channel_begin && c < s.channel_begin + s.channels;
+  }
+
+  // Writes the pixels of a tile, which begins at p and at element `offset` of the output.
+  void run_tile(const Position& p, int64_t tile, int64_t columns, int64_t offset,
+                Scratch& scratch) const {
+    const Map& out = params_.out;
+    const int64_t stride = rows_.channels, length = columns * stride;
+    char* to = static_cast<char*>(out.data) + offset * element_size(out.dtype);
+    const Finish how = finish_at(offset, length, scratch);
+    if (is_cat_) {
+      write_slices(p, tile, columns, to, how, scratch);
+    } else {
+      const acc_t* previous = nullptr;
+      int b = 0, turn = 0;
+      const int last = params_.num_branches - (at_once_ ? 1 : 0);
+      if (b < last && sources_[0].as_it_lies) {
+        const Source& s = sources_[b++];
+        previous = reinterpret_cast<const acc_t*>(plane(s, p) + p.at[0] * s.stride[2] +
+                                                  p.at[1] * s.stride[3] + p.at[2] * s.stride[4]);
       }
-      if (taps_d.count == 1) break;
-      const Stretch dense{stretch.numel(), 1, 1, 0};
-      if (i == 0) {
-        scale_stretch<false>(scratch.row.data(), plane.data(), dense, taps_d.weights[i]);
+      for (; b < last; ++b) {
+        acc_t* sum = room(scratch.sums[turn], length);
+        turn = 1 - turn;
+        add_branch(b, p, tile, columns, {previous, sum, stride, stride, 0, kKeep}, scratch);
+        previous = sum;
+      }
+      if (at_once_) {
+        add_branch(b, p, tile, columns, {previous, to, stride, stride, stride / 8, how}, scratch);
       } else {
-        scale_stretch<true>(scratch.row.data(), plane.data(), dense, taps_d.weights[i]);
+        finish_row(previous, to, length, how);
       }
     }
-    return scratch.row.data();
+    if (how.mask == scratch.bits[1].data() && how.mask)
+      place_bits(params_.mask, offset, how.mask, length);
   }
 
-  // sum[k] += factor * (the taps of column w + k, applied to row, whose first column is `begin`)
-  void add_columns(const TapTable<acc_t>& table, int32_t w, int64_t columns, int32_t begin,
-                   int64_t channels, acc_t factor, const acc_t* __restrict row,
-                   acc_t* __restrict sum) const {
-    if (rows_.channels == 1 && table.max_count() <= 2) {
-      const int32_t* index = table.pair_index() + 2 * w;
-      const acc_t* weight = table.pair_weight() + 2 * w;
-      if (table.max_count() == 1) {
-        for (int64_t k = 0; k < columns; ++k) sum[k] += factor * row[index[2 * k] - begin];
-        return;
+  // The tile of a concatenation: each branch writes its own channels.
+  void write_slices(const Position& p, int64_t tile, int64_t columns, char* to, const Finish& how,
+                    Scratch& scratch) const {
+    const int64_t stride = rows_.channels, length = columns * stride;
+    acc_t* kept = at_once_ ? nullptr : room(scratch.sums[0], length);
+    for (int b = 0; b < params_.num_branches; ++b) {
+      const Source& s = sources_[b];
+      if (!touches(s, p.c)) continue;
+      const int64_t begin = params_.out.channels_last ? s.channel_begin : 0;
+      Target target{nullptr, kept + begin, stride, stride, stride / 8, kKeep};
+      if (at_once_) {
+        target.to = to + begin * element_size(params_.out.dtype);
+        target.finish = how;
+        if (how.gate) target.finish.gate += begin / 8;
+        if (how.mask) target.finish.mask += begin / 8;
       }
-      for (int64_t k = 0; k < columns; ++k) {
-        const acc_t left = weight[2 * k] * row[index[2 * k] - begin];
-        sum[k] += factor * (left + weight[2 * k + 1] * row[index[2 * k + 1] - begin]);
-      }
+      add_branch(b, p, tile, columns, target, scratch);
+    }
+    if (!at_once_) finish_row(kept, to, length, how);
+  }
+
+  void finish_row(const acc_t* values, void* to, int64_t length, const Finish& how) const {
+    const void* row = values;
+    const acc_t one = 1;
+    ops_.combine({to, nullptr, &row, nullptr, &one, 1, kKeep.dtype, 1, length, length, length,
+                  length, 0, 0, how});
+  }
+
+  // The branch's element at (n, c, 0, 0, 0), where c is a channel of the output.
+  const char* plane(const Source& s, const Position& p) const {
+    return s.data + p.n * s.stride[0] +
+           (params_.out.channels_last ? 0 : (p.c - s.channel_begin) * s.stride[1]);
+  }
+
+  // target = finish(previous + w_b * R_b(x_b)) for the pixels of the tile that begins at p.
+  void add_branch(int b, const Position& p, int64_t tile, int64_t columns, const Target& target,
+                  Scratch& scratch) const {
+    const Source& s = sources_[b];
+    if (!s.width) {
+      list_taps(s, p, p.at[2], scratch);
+      combine(s.dtype, stretch_of(s, columns), target, scratch);
       return;
     }
-    for (int64_t k = 0; k < columns; ++k) {
-      const auto taps = table[static_cast<int32_t>(w + k)];
-      const acc_t* from = row + (taps.first - begin) * channels;
-      acc_t* to = sum + k * rows_.channels;
-      if (taps.count == 1) {
-        for (int64_t c = 0; c < channels; ++c) to[c] += factor * from[c];
-      } else if (taps.count == 2) {
-        const acc_t left = taps.weights[0], right = taps.weights[1];
-        for (int64_t c = 0; c < channels; ++c)
-          to[c] += factor * (left * from[c] + right * from[channels + c]);
-      } else {
-        for (int64_t c = 0; c < channels; ++c) {
-          acc_t value = 0;
-          for (int32_t t = 0; t < taps.count; ++t)
-            value += taps.weights[t] * from[t * channels + c];
-          to[c] += factor * value;
-        }
-      }
+    const Range source = s.columns[tile];
+    list_taps(s, p, source.begin, scratch);
+    if (params_.out.channels_last) {
+      along_pixels(s, p.at[2], columns, source, target, scratch);
+    } else {
+      along_row(s, b, p.at[2], tile, columns, source, target, scratch);
     }
   }
 
-  // Gate, mask, activation and the one rounding, for consecutive elements of the output's memory.
-  void finish(int64_t offset, std::vector<acc_t>& sum) const {
-    const auto length = static_cast<int64_t>(sum.size());
-    if (params_.gate) gate_row(params_.gate, offset, 1, sum.data(), length);
-    if (params_.mask) pack_row(params_.mask, offset, sum.data(), length);
-    if (params_.activation == Activation::kRelu) {
-      for (acc_t& value : sum) value = value <= 0 ? acc_t(0) : value;  // NaN stays
+  // The source rows that a row of the output reads, with their weights, from column `begin` on.
+  void list_taps(const Source& s, const Position& p, int32_t begin, Scratch& scratch) const {
+    const char* data = plane(s, p) + begin * s.stride[4];
+    const int32_t first_d = s.depth ? s.depth->first(p.at[0]) : p.at[0];
+    const int32_t first_h = s.height ? s.height->first(p.at[1]) : p.at[1];
+    const int32_t count_d = s.depth ? s.depth->count(p.at[0]) : 1;
+    const int32_t count_h = s.height ? s.height->count(p.at[1]) : 1;
+    const acc_t* weights_h = s.height ? s.height->weights(p.at[1]) : nullptr;
+    int32_t count = 0;
+    for (int32_t d = first_d; d < first_d + count_d; ++d) {
+      const acc_t weight = s.depth ? s.factor * s.depth->weights(p.at[0])[d - first_d] : s.factor;
+      for (int32_t h = first_h; h < first_h + count_h; ++h) {
+        scratch.taps[count] = data + d * s.stride[2] + h * s.stride[3];
+        scratch.weights[count] = weights_h ? weight * weights_h[h - first_h] : weight;
+        if (s.width) scratch.slots[count] = 2 * (d & 1) + (h & 1);
+        ++count;
+      }
     }
-    store_row(params_.out.data, params_.out.dtype, offset, sum.data(), length);
+    scratch.count = count;
+  }
+
+  // target = finish(previous + the listed rows), which are copied first if they cannot be walked.
+  void combine(DType dtype, Stretch stretch, const Target& target, Scratch& scratch) const {
+    if (!stretch.is_vectorizable() || !takes<acc_t>(dtype, target.finish.dtype)) {
+      const int64_t length = stretch.numel();
+      acc_t* copy = room(scratch.copies, scratch.count * length);
+      for (int32_t i = 0; i < scratch.count; ++i, copy += length) {
+        copy_stretch(copy, scratch.taps[i], dtype, stretch);
+        scratch.taps[i] = copy;
+      }
+      dtype = kKeep.dtype;
+      stretch.column_stride = stretch.channels;
+    }
+    CombineArgs<acc_t> args{target.to,
+                            target.previous,
+                            scratch.taps.data(),
+                            nullptr,
+                            scratch.weights.data(),
+                            scratch.count,
+                            dtype,
+                            stretch.columns,
+                            stretch.channels,
+                            target.stride,
+                            target.previous_stride,
+                            stretch.column_stride,
+                            0,
+                            target.finish_stride,
+                            target.finish};
+    if (stretch.channels == 1 && target.stride == 1) {  // pixels of one channel are one long run
+      args.columns = 1;
+      args.channels = stretch.columns;
+    }
+    ops_.combine(args);
+  }
+
+  // channels_last: combines the listed rows, then goes along the width.
+  void along_pixels(const Source& s, int32_t begin, int64_t columns, Range source,
+                    const Target& target, Scratch& scratch) const {
+    const Stretch stretch = stretch_of(s, source.end - source.begin);
+    AlongPixelsArgs<acc_t> args{target.to,
+                                target.previous,
+                                scratch.taps[0],
+                                s.dtype,
+                                &s.taps,
+                                begin,
+                                columns,
+                                s.channels,
+                                target.stride,
+                                target.previous_stride,
+                                stretch.column_stride,
+                                target.finish_stride,
+                                target.finish};
+    int64_t element = s.element;
+    if (scratch.count > 1 || scratch.weights[0] != 1 || !stretch.is_vectorizable() ||
+        !takes<acc_t>(s.dtype, target.finish.dtype)) {
+      acc_t* sum = room(scratch.row, stretch.numel());
+      combine(s.dtype, stretch, {nullptr, sum, s.channels, s.channels, 0, kKeep}, scratch);
+      args.row = sum;
+      args.dtype = kKeep.dtype;
+      args.row_stride = s.channels;
+      element = sizeof(acc_t);
+    }
+    args.row = static_cast<const char*>(args.row) - source.begin * args.row_stride * element;
+    ops_.along_pixels(args);
+  }
+
+  // One channel: goes along the width of each listed row, then combines.
+  void along_row(const Source& s, int b, int32_t begin, int64_t tile, int64_t columns, Range source,
+                 const Target& target, Scratch& scratch) const {
+    if (!s.resampled_rows_serve_twice) {
+      resample_row(s, begin, columns, source, scratch.taps[0], target, scratch);
+      return;
+    }
+    for (int32_t i = 0; i < scratch.count; ++i) {
+      Resampled& kept = scratch.resampled[b][scratch.slots[i]];
+      if (kept.source != scratch.taps[i] || kept.tile != tile) {
+        kept.source = scratch.taps[i];
+        kept.tile = tile;
+        const Target to{nullptr, room(kept.row, columns), 1, 1, 0, kKeep};
+        resample_row(s, begin, columns, source, scratch.taps[i], to, scratch);
+      }
+      scratch.taps[i] = kept.row.data();
+    }
+    combine(kKeep.dtype, {columns, 1, 1, 0}, target, scratch);
+  }
+
+  void resample_row(const Source& s, int32_t begin, int64_t columns, Range source, const void* row,
+                    const Target& target, Scratch& scratch) const {
+    const Stretch stretch = stretch_of(s, source.end - source.begin);
+    AlongRowArgs<acc_t> args{target.to, target.previous, row,     s.dtype,
+                             &s.taps,   begin,           columns, target.finish};
+    int64_t element = s.element;
+    // The permutes read whole vectors, also beyond the end of a row that is shorter.
+    if (!stretch.is_vectorizable() || s.width->needs_padding() ||
+        !takes<acc_t>(s.dtype, target.finish.dtype)) {
+      acc_t* copy = room(scratch.row, stretch.numel() + TapTable<acc_t>::kPadding);
+      copy_stretch(copy, row, s.dtype, stretch);
+      args.row = copy;
+      args.dtype = kKeep.dtype;
+      element = sizeof(acc_t);
+    }
+    args.row = static_cast<const char*>(args.row) - source.begin * element;
+    ops_.along_row(args);
   }
 
   const GatherParams& params_;
+  const RowOps<acc_t>& ops_;
   const Rows rows_;
-  std::array<std::array<TapTable<acc_t>, kSpatialDims>, kMaxInputs> tables_;
+  int64_t rows_per_chunk_, tile_;
+  int32_t max_taps_ = 1;
+  bool is_cat_ = false;
+  bool whole_bytes_ = true;  // every branch has a multiple of eight channels
+  bool at_once_;             // the last branch finishes the tile
+  Source sources_[kMaxInputs];
 };
 
 }  // namespace msr

@@ -22,8 +22,12 @@
 
 #if defined(__CUDACC__)
 #define MSR_HOST_DEVICE __host__ __device__ __forceinline__
-#else
+#elif defined(MSR_CUDA_ON_CPU)
 #define MSR_HOST_DEVICE inline
+#else
+// Always inlined: files for several instruction sets include this, and the linker must not keep one
+// set's copy for all.
+#define MSR_HOST_DEVICE inline __attribute__((always_inline))
 #endif
 
 namespace msr {

@@ -1,17 +1,17 @@
-// The general spread on the CPU: the gradients of all branches from one map, by gathering. Any
-// strides, rank, element types and taps.
+// spread on the CPU: the gradients of all branches from one map, by gathering. Any strides, rank,
+// element types and taps.
 //
 // Each branch is written row by row, a row in tiles. Per tile the rows of the incoming gradient are
-// first combined over batch, depth and height, then along the width. Chunks of rows are the unit of
-// threading and of the sums for the weights' gradients; they depend on the sizes alone, so results
-// do not depend on the number of threads.
+// first combined over batch, depth and height, then along the width. The unit of threading, and of
+// the sums for the weights' gradients, is the same share of every branch's rows, so that branches
+// find the gradient's rows in the cache; units depend on the sizes alone, so results do not depend
+// on the number of threads.
 #pragma once
 
 #include <algorithm>
-#include <array>
+#include <optional>
 #include <vector>
 
-#include "params.h"
 #include "rows_cpu.h"
 #include "tables_cpu.h"
 
@@ -20,170 +20,325 @@ namespace msr {
 template <typename acc_t>
 class SpreadCpu {
  public:
-  explicit SpreadCpu(const SpreadParams& params) : params_(params) {
+  SpreadCpu(const SpreadParams& params, const RowOps<acc_t>& ops)
+      : params_(params), ops_(ops), grad_element_(element_size(params.grad.dtype)) {
+    for (int i = 0; i < kDims; ++i) grad_stride_[i] = params.grad.stride[i] * grad_element_;
+    targets_.reserve(params.num_branches);  // taps point into them
+    int64_t work = numel(params.grad), fewest_rows = -1, widest = 1;
     for (int b = 0; b < params.num_branches; ++b) {
       const Map& map = params.branches[b].map;
-      const bool wanted = map.data || params.inputs[b];
-      first_chunk_[b + 1] = first_chunk_[b] + (wanted ? Rows(map).num_chunks() : 0);
-      if (!wanted) continue;
-      for (int a = 0; a < kSpatialDims; ++a) {
-        tables_[b][a] = TapTable<acc_t>::make(params.branches[b].axis[a], /*adjoint=*/true);
+      if ((!map.data && !params.inputs[b]) || numel(map) == 0) continue;
+      add_target(b);
+      const Rows& rows = targets_.back().rows;
+      work = std::max(work, numel(map));
+      fewest_rows = fewest_rows < 0 ? rows.count : std::min(fewest_rows, rows.count);
+      if (map.channels_last) {
+        widest =
+            std::max({widest, rows.channels * rows.width, rows.channels * params.grad.size[4]});
       }
     }
-    partial_dots_.resize(num_chunks(), 0.0);
+    if (targets_.empty()) return;
+    // Neighbouring units both read the gradient's rows at their border, so no unit is too small.
+    units_ = std::max<int64_t>(
+        1, std::min(ceil_div(work, kUnit), ceil_div(fewest_rows, int64_t{kRowsPerUnit})));
+    tiles_ = ceil_div(widest, kTile);
+    partial_dots_.resize(static_cast<size_t>(units_) * kMaxInputs, 0.0);
   }
 
-  int64_t num_chunks() const { return first_chunk_[params_.num_branches]; }
+  int64_t num_units() const { return units_; }
 
-  // Writes the rows of chunks [begin, end).
+  // Writes units [begin, end).
   void run(int64_t begin, int64_t end) {
     Scratch scratch;
-    for (int b = 0; b < params_.num_branches; ++b) {
-      const int64_t last = std::min(end, first_chunk_[b + 1]);
-      for (int64_t chunk = std::max(begin, first_chunk_[b]); chunk < last; ++chunk)
-        run_chunk(b, chunk, scratch);
+    for (int64_t unit = begin; unit < end; ++unit) {
+      for (int64_t tile = 0; tile < tiles_; ++tile) {
+        for (const Target& target : targets_) run_tile(target, unit, tile, scratch);
+      }
     }
   }
 
-  // <R_b^T(gate * grad), x_b>, summed in chunk order, once every chunk has run.
+  // <R_b^T(gate * grad), x_b>, summed in the order of the units, once all of them have run.
   double dot_of(int b) const {
     double sum = 0;
-    for (int64_t i = first_chunk_[b]; i < first_chunk_[b + 1]; ++i) sum += partial_dots_[i];
+    for (int64_t unit = 0; unit < units_; ++unit) sum += partial_dots_[unit * kMaxInputs + b];
     return sum;
   }
 
  private:
-  struct Scratch {
-    std::vector<acc_t> sum;  // of the tile
-    std::vector<acc_t>
-        row;  // the columns of the gradient that the tile reads, combined over all other axes
-    std::vector<acc_t> plane;  // the same of one depth
-    std::vector<acc_t> gated;  // one row of the gradient behind the gate
+  static constexpr int64_t kUnit = 16384;     // elements of the larger side
+  static constexpr int64_t kRowsPerUnit = 4;  // of the branch with the fewest rows
+  static constexpr int64_t kTile = 2048;      // elements of the widest row
+  // Rows are combined several at a time before any is resampled along the width: what was just
+  // stored cannot be loaded at once in other portions.
+  static constexpr int kRowsAtOnce = 4;
+  static constexpr Finish kKeep{nullptr, nullptr, false,
+                                sizeof(acc_t) == 4 ? DType::kFloat32 : DType::kFloat64};
+
+  using Table = std::optional<TapTable<acc_t>>;
+
+  // A branch that is written. Tables are empty for axes that keep their size.
+  struct Target {
+    int branch;
+    const Map& map;
+    Rows rows;
+    acc_t factor;
+    int64_t channel_begin;
+    bool over_batch;  // it was broadcast over the batch
+    Table depth{}, height{}, width{};
+    Taps<acc_t> taps{};  // of the width
+    // How the row operations walk the gradient's rows: as one long run, pixel by pixel, or only
+    // after they were copied.
+    bool one_run = false, walkable = false;
+    bool dense_rows = false;  // it is not resampled, and all rows of an image are one run
   };
 
-  void run_chunk(int b, int64_t chunk, Scratch& scratch) {
-    const Branch& branch = params_.branches[b];
-    const Map& map = branch.map;
-    const Rows rows(map);
-    const acc_t factor = params_.weights ? static_cast<const acc_t*>(params_.weights)[b] : acc_t(1);
-    // As many columns as keep the stretch of the gradient that they read in the cache.
-    const int64_t ratio = std::max<int64_t>(1, branch.axis[2].out_size / branch.axis[2].in_size);
-    const int64_t tile = std::max<int64_t>(1, Rows::kTile / (rows.channels * ratio));
-    const int64_t begin = (chunk - first_chunk_[b]) * rows.per_chunk;
-    const int64_t end = std::min(rows.count, begin + rows.per_chunk);
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t row_offset = row * rows.width * rows.channels;
-      Position p = position_of(map, row_offset);
-      for (int64_t w = 0; w < rows.width; w += tile) {
-        p.at[2] = static_cast<int32_t>(w);
-        const int64_t columns = std::min(tile, rows.width - w);
-        sum_tile(b, p, columns, rows.channels, scratch);
-        if (params_.inputs[b])
-          partial_dots_[chunk] += dot(b, p, columns, rows.channels, scratch.sum.data());
-        if (!map.data) continue;
-        for (acc_t& value : scratch.sum) value *= factor;
-        store_row(map.data, map.dtype, row_offset + w * rows.channels, scratch.sum.data(),
-                  static_cast<int64_t>(scratch.sum.size()));
-      }
-    }
+  struct Scratch {
+    std::vector<acc_t> rows[kRowsAtOnce];  // columns of the gradient, combined
+    std::vector<acc_t> sum;  // of the tile, where it is wanted before it is scaled and rounded
+    int32_t count;           // of the rows that are combined:
+    std::vector<const void*> taps;  // where they are,
+    std::vector<acc_t> weights;
+    std::vector<const uint8_t*> gates;
+    std::vector<int64_t> bit_offsets;  // and where their bits begin in the gate
+    std::vector<uint8_t> bits;         // of gates that begin within a byte
+    std::vector<acc_t> copies;         // of rows that the row operations cannot walk
+  };
+
+  template <typename T>
+  static T* room(std::vector<T>& vector, int64_t size) {
+    if (vector.size() < static_cast<size_t>(size)) vector.resize(size);
+    return vector.data();
   }
 
-  // scratch.sum = R_b^T(gate * grad) for the pixels of the tile that begins at p.
-  void sum_tile(int b, const Position& p, int64_t columns, int64_t channels,
-                Scratch& scratch) const {
-    const TapTable<acc_t>& table = tables_[b][2];
-    const Range source = table.range(p.at[2], static_cast<int32_t>(p.at[2] + columns));
-    combine_rows(b, p, source, channels, scratch);
-    if (params_.branches[b].axis[2].rule == Rule::kIdentity) {
-      scratch.sum.swap(scratch.row);
+  // The i-th row that is combined. Vector loads may reach beyond both of its ends.
+  static acc_t* row_of(Scratch& scratch, int64_t i, int64_t length) {
+    constexpr int32_t kPadding = TapTable<acc_t>::kPadding;
+    return room(scratch.rows[i], length + 2 * kPadding) + kPadding;
+  }
+
+  void add_target(int b) {
+    const Branch& branch = params_.branches[b];
+    const Map &map = branch.map, &grad = params_.grad;
+    const acc_t factor = params_.weights ? static_cast<const acc_t*>(params_.weights)[b] : acc_t(1);
+    const bool over_batch = map.size[0] != grad.size[0];
+    targets_.push_back({b, map, Rows(map), factor, branch.channel_begin, over_batch});
+    Target& t = targets_.back();
+    const auto make = [&](Table& table, int axis) {
+      if (branch.axis[axis].rule != Rule::kIdentity) table.emplace(branch.axis[axis], true);
+    };
+    make(t.depth, 0);
+    make(t.height, 1);
+    make(t.width, 2);
+    if (t.width) {
+      if (!map.channels_last) t.width->prepare_blocks(ops_.lanes, ops_.can_look_up);
+      t.taps = t.width->view();
+    }
+    const Stretch pixels{grad.size[4], t.rows.channels, grad.stride[4], grad.stride[1]};
+    const bool dense = pixels.channels == 1 || pixels.column_stride == pixels.channels;
+    // Bits of the gate are in the order of the dense gradient.
+    const bool all_channels = !grad.channels_last || map.size[1] == grad.size[1];
+    t.one_run = dense && (!params_.gate || all_channels);
+    const bool whole_bytes = grad.channels_last && grad.size[1] % 8 == 0 &&
+                             branch.channel_begin % 8 == 0 && map.size[1] % 8 == 0;
+    t.walkable =
+        pixels.is_vectorizable() &&
+        (!params_.gate || (grad.channels_last == map.channels_last && (t.one_run || whole_bytes)));
+    t.dense_rows = t.walkable && is_identity(branch) && !t.over_batch && !params_.inputs[b] &&
+                   !map.channels_last && grad.stride[3] == grad.size[4] &&
+                   grad.stride[2] == grad.size[3] * grad.stride[3] &&
+                   grad.stride[1] == grad.size[2] * grad.stride[2];
+  }
+
+  // The branch's rows of the unit, its columns of the tile.
+  void run_tile(const Target& t, int64_t unit, int64_t tile, Scratch& scratch) {
+    const Rows& rows = t.rows;
+    const int64_t first = rows.count * unit / units_, last = rows.count * (unit + 1) / units_;
+    // Along the width of one channel there is one tile: blocks of lanes begin at column 0.
+    if (!t.map.channels_last && tile > 0) return;
+    const int64_t tiles = t.map.channels_last ? tiles_ : 1;
+    const auto begin = static_cast<int32_t>(rows.width * tile / tiles);
+    const auto end = static_cast<int32_t>(rows.width * (tile + 1) / tiles);
+    if (first == last || begin == end) return;
+    const Range source = t.width ? t.width->range(begin, end) : Range{begin, end};
+    Position p = position_of(t.map, first * rows.width * rows.channels);
+    p.at[2] = begin;
+    const int64_t columns = end - begin, stride = rows.width * rows.channels;
+    int64_t offset = first * stride + begin * rows.channels;
+    if (!t.width) {
+      for (int64_t row = first; row < last;) {
+        const int64_t together = t.dense_rows ? rows_together(t, p, row, last) : 1;
+        write_row(t, p, source, columns * together, offset, unit, nullptr, scratch);
+        row += together;
+        offset += together * stride;
+        for (int64_t i = 0; i < together; ++i) next_row(t.map, p);
+      }
       return;
     }
-    scratch.sum.resize(columns * channels);
-    for (int64_t k = 0; k < columns; ++k) {
-      const auto taps = table[static_cast<int32_t>(p.at[2] + k)];
-      const acc_t* from = scratch.row.data() + (taps.first - source.begin) * channels;
-      acc_t* to = scratch.sum.data() + k * channels;
-      if (channels == 1) {
-        acc_t value = 0;
-        for (int32_t t = 0; t < taps.count; ++t) value += taps.weights[t] * from[t];
-        *to = value;
-        continue;
+    for (int64_t row = first; row < last; row += kRowsAtOnce) {
+      const int64_t count = std::min<int64_t>(kRowsAtOnce, last - row);
+      Position q = p;
+      for (int64_t i = 0; i < count; ++i) {
+        const acc_t factor = params_.inputs[t.branch] ? acc_t(1) : t.factor;
+        list_taps(t, q, source, factor, scratch);
+        const int64_t length = (source.end - source.begin) * rows.channels;
+        combine_rows(t, source.end - source.begin, row_of(scratch, i, length), kKeep, scratch);
+        next_row(t.map, q);
       }
-      std::fill_n(to, channels, acc_t(0));
-      for (int32_t t = 0; t < taps.count; ++t) {
-        scale_stretch<true>(to, from + t * channels, {channels, 1, 1, 0}, taps.weights[t]);
+      for (int64_t i = 0; i < count; ++i) {
+        write_row(t, p, source, columns, offset, unit, row_of(scratch, i, 0), scratch);
+        offset += stride;
+        next_row(t.map, p);
       }
     }
   }
 
-  // scratch.row = columns [source.begin, source.end) of gate * grad, combined over batch (where the
-  // branch was broadcast), depth and height.
-  void combine_rows(int b, const Position& p, Range source, int64_t channels,
-                    Scratch& scratch) const {
-    const Branch& branch = params_.branches[b];
-    const Map& grad = params_.grad;
-    const int64_t c = p.c + branch.channel_begin;
-    const auto taps_d = tables_[b][0][p.at[0]];
-    const auto taps_h = tables_[b][1][p.at[1]];
-    const bool over_batch = branch.map.size[0] != grad.size[0];
-    const int64_t n_end = over_batch ? grad.size[0] : p.n + 1;
-    const Stretch stretch{source.end - source.begin, channels, grad.stride[4], grad.stride[1]};
-    const Stretch dense{stretch.numel(), 1, 1, 0};
-    scratch.row.assign(dense.columns, acc_t(0));
-    with_type(grad.data, grad.dtype, [&](const auto* data) {
-      data += c * grad.stride[1] + source.begin * grad.stride[4];
-      for (int64_t n = over_batch ? 0 : p.n; n < n_end; ++n) {
-        for (int32_t i = 0; i < taps_d.count; ++i) {
-          // With one depth the rows add up in place.
-          std::vector<acc_t>& plane = taps_d.count > 1 ? scratch.plane : scratch.row;
-          if (taps_d.count > 1) scratch.plane.assign(dense.columns, acc_t(0));
-          const acc_t weight_d = taps_d.count > 1 ? acc_t(1) : taps_d.weights[i];
-          for (int32_t j = 0; j < taps_h.count; ++j) {
-            const int32_t d = taps_d.first + i, h = taps_h.first + j;
-            const auto* from = data + n * grad.stride[0] + d * grad.stride[2] + h * grad.stride[3];
-            const acc_t weight = weight_d * taps_h.weights[j];
-            if (params_.gate) {
-              scratch.gated.resize(dense.columns);
-              scale_stretch<false>(scratch.gated.data(), from, stretch, weight);
-              gate(offset_of(grad, n, c, d, h, source.begin), stretch, scratch.gated.data());
-              scale_stretch<true>(plane.data(), scratch.gated.data(), dense, acc_t(1));
-            } else {
-              scale_stretch<true>(plane.data(), from, stretch, weight);
-            }
-          }
-          if (taps_d.count > 1)
-            scale_stretch<true>(scratch.row.data(), plane.data(), dense, taps_d.weights[i]);
+  // How many rows from `row` on, up to `last`, are one run in the gradient: those of the image.
+  static int64_t rows_together(const Target& t, const Position& p, int64_t row, int64_t last) {
+    const int64_t per_plane = t.map.size[2] * t.map.size[3];
+    const int64_t within = p.at[0] * t.map.size[3] + p.at[1];
+    return std::min(last - row, (t.map.size[1] - p.c) * per_plane - within);
+  }
+
+  // combined: null, or the gradient's rows that the row at p reads, combined.
+  void write_row(const Target& t, const Position& p, Range source, int64_t columns, int64_t offset,
+                 int64_t unit, const acc_t* combined, Scratch& scratch) {
+    void* to = t.map.data ? advance(t.map.data, t.map.dtype, offset) : nullptr;
+    const Finish plain{nullptr, nullptr, false, t.map.dtype};
+    if (!params_.inputs[t.branch]) {
+      apply(t, p, source, columns, combined, t.factor, to, plain, scratch);
+      return;
+    }
+    // The weight's gradient takes the sums before they are scaled.
+    const int64_t length = columns * t.rows.channels;
+    acc_t* sum = room(scratch.sum, length);
+    apply(t, p, source, columns, combined, acc_t(1), sum, kKeep, scratch);
+    partial_dots_[unit * kMaxInputs + t.branch] += dot(t, p, columns, sum);
+    if (to) {
+      const void* values = sum;
+      ops_.combine({to, nullptr, &values, nullptr, &t.factor, 1, kKeep.dtype, 1, length, length,
+                    length, length, 0, 0, plain});
+    }
+  }
+
+  // to = factor * R_b^T(gate * grad) for the columns of the row at p.
+  void apply(const Target& t, const Position& p, Range source, int64_t columns,
+             const acc_t* combined, acc_t factor, void* to, const Finish& how,
+             Scratch& scratch) const {
+    const int64_t channels = t.rows.channels;
+    if (!t.width) {
+      list_taps(t, p, source, factor, scratch);
+      combine_rows(t, columns, to, how, scratch);
+    } else if (!t.map.channels_last) {
+      ops_.along_row(
+          {to, nullptr, combined - source.begin, kKeep.dtype, &t.taps, p.at[2], columns, how});
+    } else {
+      ops_.along_pixels({to, nullptr, combined - source.begin * channels, kKeep.dtype, &t.taps,
+                         p.at[2], columns, channels, channels, 0, channels, 0, how});
+    }
+  }
+
+  // The gradient's rows that the row at p reads, with their weights, from column source.begin on.
+  void list_taps(const Target& t, const Position& p, Range source, acc_t factor,
+                 Scratch& scratch) const {
+    const int64_t n_begin = t.over_batch ? 0 : p.n;
+    const int64_t n_end = t.over_batch ? params_.grad.size[0] : p.n + 1;
+    const int32_t first_d = t.depth ? t.depth->first(p.at[0]) : p.at[0];
+    const int32_t first_h = t.height ? t.height->first(p.at[1]) : p.at[1];
+    const int32_t count_d = t.depth ? t.depth->count(p.at[0]) : 1;
+    const int32_t count_h = t.height ? t.height->count(p.at[1]) : 1;
+    const acc_t* weights_h = t.height ? t.height->weights(p.at[1]) : nullptr;
+    const int64_t most = (n_end - n_begin) * count_d * count_h;
+    const void** taps = room(scratch.taps, most);
+    acc_t* weights = room(scratch.weights, most);
+    int64_t* bit_offsets = params_.gate ? room(scratch.bit_offsets, most) : nullptr;
+    const int64_t c = p.c + t.channel_begin;
+    const char* data = static_cast<const char*>(params_.grad.data) + c * grad_stride_[1] +
+                       source.begin * grad_stride_[4];
+    int32_t count = 0;
+    for (int64_t n = n_begin; n < n_end; ++n) {
+      for (int32_t d = first_d; d < first_d + count_d; ++d) {
+        const acc_t weight = t.depth ? factor * t.depth->weights(p.at[0])[d - first_d] : factor;
+        for (int32_t h = first_h; h < first_h + count_h; ++h, ++count) {
+          taps[count] = data + n * grad_stride_[0] + d * grad_stride_[2] + h * grad_stride_[3];
+          weights[count] = weights_h ? weight * weights_h[h - first_h] : weight;
+          if (bit_offsets) bit_offsets[count] = offset_of(params_.grad, n, c, d, h, source.begin);
         }
       }
-    });
+    }
+    scratch.count = count;
   }
 
-  // Zeroes what the gate holds back of a dense stretch, whose first value has bit `offset`.
-  void gate(int64_t offset, const Stretch& stretch, acc_t* values) const {
+  // to = `columns` pixels of the listed rows, gated and combined.
+  void combine_rows(const Target& t, int64_t columns, void* to, const Finish& how,
+                    Scratch& scratch) const {
     const Map& grad = params_.grad;
-    if (stretch.channels == 1) {
-      gate_row(params_.gate, offset, grad.channels_last ? grad.size[1] : 1, values,
-               stretch.columns);
+    const Stretch stretch{columns, t.rows.channels, grad.stride[4], grad.stride[1]};
+    const int64_t length = stretch.numel();
+    if (scratch.count == 0) {  // nothing reads this row: zero times a row of zeros
+      acc_t* zeros = room(scratch.copies, length);
+      std::fill_n(zeros, length, acc_t(0));
+      *room(scratch.taps, 1) = zeros;
+      *room(scratch.weights, 1) = acc_t(0);
+      scratch.count = 1;
+      combine_dense(to, how, length, scratch);
       return;
     }
-    const int64_t channel_step =
+    if (!t.walkable || !takes<acc_t>(grad.dtype, how.dtype)) {
+      copy_rows(stretch, scratch);
+      combine_dense(to, how, length, scratch);
+      return;
+    }
+    if (params_.gate) {
+      const int64_t bytes = ceil_div(length, 8);
+      uint8_t* bits = room(scratch.bits, scratch.count * bytes);
+      const uint8_t** gates = room(scratch.gates, scratch.count);
+      for (int32_t i = 0; i < scratch.count; ++i)
+        gates[i] = aligned_bits(params_.gate, scratch.bit_offsets[i], length, bits + i * bytes);
+    }
+    const int64_t runs = t.one_run ? 1 : columns;
+    const int64_t channels = t.one_run ? length : stretch.channels;
+    ops_.combine({to, nullptr, scratch.taps.data(), params_.gate ? scratch.gates.data() : nullptr,
+                  scratch.weights.data(), scratch.count, grad.dtype, runs, channels, channels, 0,
+                  t.one_run ? length : stretch.column_stride, grad.size[1] / 8, 0, how});
+  }
+
+  // The same for listed rows that are dense and of the accumulation type.
+  void combine_dense(void* to, const Finish& how, int64_t length, const Scratch& scratch) const {
+    ops_.combine({to, nullptr, scratch.taps.data(), nullptr, scratch.weights.data(), scratch.count,
+                  kKeep.dtype, 1, length, length, 0, length, 0, 0, how});
+  }
+
+  // Replaces the listed rows, of any strides and types, by dense copies behind the gate, whatever
+  // the order of its bits.
+  void copy_rows(const Stretch& stretch, Scratch& scratch) const {
+    const Map& grad = params_.grad;
+    const int64_t length = stretch.numel();
+    const int64_t channel_bits =
         grad.channels_last ? 1 : grad.size[2] * grad.size[3] * grad.size[4];
-    const int64_t column_step = grad.channels_last ? grad.size[1] : 1;
-    for (int64_t k = 0; k < stretch.columns; ++k) {
-      gate_row(params_.gate, offset + k * column_step, channel_step, values + k * stretch.channels,
-               stretch.channels);
+    const int64_t column_bits = grad.channels_last ? grad.size[1] : 1;
+    acc_t* copy = room(scratch.copies, scratch.count * length);
+    for (int32_t i = 0; i < scratch.count; ++i) {
+      copy_stretch(copy, scratch.taps[i], grad.dtype, stretch);
+      scratch.taps[i] = copy;
+      for (int64_t k = 0; k < stretch.columns && params_.gate; ++k) {
+        for (int64_t c = 0; c < stretch.channels; ++c) {
+          const int64_t bit = scratch.bit_offsets[i] + k * column_bits + c * channel_bits;
+          if (!mask_bit(params_.gate, bit)) copy[k * stretch.channels + c] = acc_t(0);
+        }
+      }
+      copy += length;
     }
   }
 
-  // <sum, x_b> over the tile that begins at p.
-  double dot(int b, const Position& p, int64_t columns, int64_t channels, const acc_t* sum) const {
-    const int64_t (&stride)[kDims] = params_.input_stride[b];
+  // <sum, x_b> over the columns of the row at p.
+  double dot(const Target& t, const Position& p, int64_t columns, const acc_t* sum) const {
+    const int64_t (&stride)[kDims] = params_.input_stride[t.branch];
     double result = 0;
-    with_type(params_.inputs[b], params_.input_dtype[b], [&](const auto* data) {
+    with_type(params_.inputs[t.branch], params_.input_dtype[t.branch], [&](const auto* data) {
       data += p.n * stride[0] + p.c * stride[1] + p.at[0] * stride[2] + p.at[1] * stride[3] +
               p.at[2] * stride[4];
       for (int64_t k = 0; k < columns; ++k) {
-        for (int64_t c = 0; c < channels; ++c) {
+        for (int64_t c = 0; c < t.rows.channels; ++c) {
           result +=
               static_cast<double>(*sum++) * widen<double>(data[k * stride[4] + c * stride[1]]);
         }
@@ -193,8 +348,11 @@ class SpreadCpu {
   }
 
   const SpreadParams& params_;
-  std::array<std::array<TapTable<acc_t>, kSpatialDims>, kMaxInputs> tables_;
-  std::array<int64_t, kMaxInputs + 1> first_chunk_{};
+  const RowOps<acc_t>& ops_;
+  const int64_t grad_element_;  // bytes
+  int64_t grad_stride_[kDims];  // bytes
+  int64_t units_ = 0, tiles_ = 1;
+  std::vector<Target> targets_;
   std::vector<double> partial_dots_;
 };
 

@@ -4,79 +4,175 @@
 #include <algorithm>
 #include <vector>
 
-#include "resample_math.h"
+#include "row_ops.h"
 
 namespace msr {
 
 template <typename acc_t>
 class TapTable {
  public:
-  struct Taps {
-    const acc_t* weights;
-    int32_t first;
-    int32_t count;
-  };
-
   // Row i lists what position i reads: sources of a destination, or (adjoint) destinations of a
   // source.
-  static TapTable make(const Axis& axis, bool adjoint) {
-    TapTable table;
-    const int32_t rows = adjoint ? axis.in_size : axis.out_size;
-    table.ranges_.reserve(rows);
-    table.start_.reserve(rows);
-    for (int32_t i = 0; i < rows; ++i) {
+  TapTable(const Axis& axis, bool adjoint)
+      : adjoint_(adjoint),
+        rows_(adjoint ? axis.in_size : axis.out_size),
+        columns_(adjoint ? axis.out_size : axis.in_size) {
+    first_.resize(rows_);
+    count_.resize(rows_);
+    start_.resize(rows_);
+    weights_.reserve(2 * static_cast<size_t>(std::max(rows_, columns_)));
+    for (int32_t i = 0; i < rows_; ++i) {
       const Range range = adjoint ? adjoint_support(axis, i) : support(axis, i);
-      table.ranges_.push_back(range);
-      table.start_.push_back(static_cast<int64_t>(table.weights_.size()));
-      table.max_count_ = std::max(table.max_count_, range.end - range.begin);
+      first_[i] = range.begin;
+      count_[i] = range.end - range.begin;
+      start_[i] = static_cast<int64_t>(weights_.size());
+      max_count_ = std::max(max_count_, count_[i]);
       for (int32_t j = range.begin; j < range.end; ++j) {
-        table.weights_.push_back(adjoint ? weight<acc_t>(axis, j, i) : weight<acc_t>(axis, i, j));
+        weights_.push_back(adjoint ? weight<acc_t>(axis, j, i) : weight<acc_t>(axis, i, j));
       }
     }
-    if (!adjoint && table.max_count_ <= 2) table.make_pairs();
-    return table;
   }
 
-  Taps operator[](int32_t i) const {
-    return {weights_.data() + start_[i], ranges_[i].begin, ranges_[i].end - ranges_[i].begin};
+  // Prepares what along_row needs beyond the plain lists, for vectors of `lanes` lanes.
+  void prepare_blocks(int32_t lanes, bool can_look_up) {
+    lanes_ = lanes;
+    if (adjoint_) {
+      if (lanes > 1) prepare_steps();
+    } else if (can_look_up && max_count_ <= 2) {
+      prepare_windows();
+    }
   }
 
+  int32_t first(int32_t row) const { return first_[row]; }
+  int32_t count(int32_t row) const { return count_[row]; }
+  const acc_t* weights(int32_t row) const { return weights_.data() + start_[row]; }
   int32_t max_count() const { return max_count_; }
 
-  // The indices that rows [begin, end) read.
+  // Whether windows reach beyond the last column, by less than kPadding elements.
+  bool needs_padding() const { return !window_.empty() && columns_ < window_size(); }
+  static constexpr int32_t kPadding = 32;  // two vectors of the widest kind
+
+  // The columns that rows [begin, end) read, whole windows included.
   Range range(int32_t begin, int32_t end) const {
-    Range all = ranges_[begin];
-    for (int32_t i = begin + 1; i < end; ++i) {
-      if (ranges_[i].begin == ranges_[i].end) continue;
-      all.begin = all.begin == all.end ? ranges_[i].begin : std::min(all.begin, ranges_[i].begin);
-      all.end = std::max(all.end, ranges_[i].end);
+    if (!window_.empty()) {
+      Range all{columns_, 0};
+      for (int32_t block = begin / lanes_; block * lanes_ < end; ++block) {
+        all.begin = std::min(all.begin, window_[block]);
+        all.end = std::max(all.end, std::min(columns_, window_[block] + window_size()));
+      }
+      return all;
+    }
+    Range all{0, 0};
+    for (int32_t i = begin; i < end; ++i) {
+      if (count_[i] == 0) continue;
+      all.begin = all.begin == all.end ? first_[i] : std::min(all.begin, first_[i]);
+      all.end = std::max(all.end, first_[i] + count_[i]);
     }
     return all;
   }
 
-  // For tables of at most two taps: exactly two per row, one after the other, for loops without
-  // branches. A row of one tap reads it twice with weight 1/2, which is exact, and keeps
-  // infinities.
-  const int32_t* pair_index() const { return pair_index_.data(); }
-  const acc_t* pair_weight() const { return pair_weight_.data(); }
+  Taps<acc_t> view() const {
+    const auto data = [](const auto& vector) { return vector.empty() ? nullptr : vector.data(); };
+    Taps<acc_t> taps{};
+    taps.first = first_.data();
+    taps.count = count_.data();
+    taps.start = start_.data();
+    taps.weights = weights_.data();
+    taps.single = max_count_ <= 1;
+    taps.window = data(window_);
+    taps.left_lane = data(left_lane_);
+    taps.right_lane = data(right_lane_);
+    taps.left_weight = data(left_weight_);
+    taps.right_weight = data(right_weight_);
+    taps.wide = wide_;
+    taps.step_taps = data(step_taps_);
+    taps.step_first = data(step_first_);
+    taps.step_start = data(step_start_);
+    taps.step_irregular = data(step_irregular_);
+    taps.step_weights = data(step_weights_);
+    return taps;
+  }
 
  private:
-  void make_pairs() {
-    for (size_t i = 0; i < ranges_.size(); ++i) {
-      const Taps taps = (*this)[static_cast<int32_t>(i)];
-      const bool two = taps.count == 2;
-      pair_index_.insert(pair_index_.end(), {taps.first, taps.first + (two ? 1 : 0)});
-      pair_weight_.insert(pair_weight_.end(),
-                          {two ? taps.weights[0] : acc_t(0.5), two ? taps.weights[1] : acc_t(0.5)});
+  int32_t window_size() const { return wide_ ? 2 * lanes_ : lanes_; }
+  int32_t num_blocks() const { return static_cast<int32_t>(ceil_div(rows_, lanes_)); }
+
+  // Windows for destinations of one or two taps, if every block's sources fit into one.
+  void prepare_windows() {
+    int32_t span = 1;
+    const int32_t blocks = num_blocks();
+    for (int32_t block = 0; block < blocks; ++block) {
+      const int32_t last = std::min(rows_, (block + 1) * lanes_) - 1;
+      // Sources never decrease with the destination.
+      span = std::max(span, first_[last] + count_[last] - first_[block * lanes_]);
+    }
+    if (span > 2 * lanes_) return;
+    wide_ = span > lanes_;
+    window_.resize(blocks);
+    left_lane_.assign(static_cast<size_t>(blocks) * lanes_, 0);
+    right_lane_ = left_lane_;
+    left_weight_.assign(left_lane_.size(), acc_t(0));
+    right_weight_ = left_weight_;
+    for (int32_t i = 0; i < rows_; ++i) {
+      const int32_t block = i / lanes_;
+      // The last windows end where the columns end.
+      window_[block] = std::max(0, std::min(first_[block * lanes_], columns_ - window_size()));
+      left_lane_[i] = first_[i] - window_[block];
+      right_lane_[i] = left_lane_[i] + count_[i] - 1;
+      // A single tap is read twice with half its weight, which is exact, and keeps infinities.
+      const bool two = count_[i] == 2;
+      const acc_t* weights = this->weights(i);
+      left_weight_[i] = two ? weights[0] : weights[0] / 2;
+      right_weight_[i] = two ? weights[1] : weights[0] / 2;
     }
   }
 
-  std::vector<Range> ranges_;
+  // Blocks of rows with one even number of taps, each beginning two after the one before. At the
+  // borders a few rows have less.
+  void prepare_steps() {
+    const int32_t blocks = num_blocks();
+    step_taps_.assign(blocks, 0);
+    step_first_.assign(blocks, 0);
+    step_start_.assign(blocks, 0);
+    step_irregular_.assign(blocks, 0);
+    for (int32_t block = 0; (block + 1) * lanes_ <= rows_; ++block) {
+      const int32_t begin = block * lanes_, middle = begin + lanes_ / 2;
+      const int32_t count = count_[middle], first = first_[middle] - 2 * (lanes_ / 2);
+      if (count == 0 || count % 2 != 0 || count > kMaxStepTaps) continue;
+      uint32_t irregular = 0;
+      int32_t others = 0;
+      for (int32_t i = 0; i < lanes_; ++i) {
+        if (count_[begin + i] == count && first_[begin + i] == first + 2 * i) continue;
+        irregular |= uint32_t{1} << i;
+        ++others;
+      }
+      if (others > lanes_ / 4) continue;
+      step_taps_[block] = count;
+      step_first_[block] = first;
+      step_start_[block] = static_cast<int32_t>(step_weights_.size());
+      step_irregular_[block] = irregular;
+      for (int32_t t = 0; t < count; ++t) {
+        for (int32_t i = 0; i < lanes_; ++i)
+          step_weights_.push_back((irregular >> i & 1) != 0 ? acc_t(0) : weights(begin + i)[t]);
+      }
+    }
+  }
+
+  static constexpr int32_t kMaxStepTaps = 8;
+
+  bool adjoint_;
+  int32_t rows_, columns_;
+  int32_t max_count_ = 0;
+  int32_t lanes_ = 1;
+  bool wide_ = false;
+  std::vector<int32_t> first_, count_;
   std::vector<int64_t> start_;
   std::vector<acc_t> weights_;
-  std::vector<int32_t> pair_index_;
-  std::vector<acc_t> pair_weight_;
-  int32_t max_count_ = 0;
+  std::vector<int32_t> window_, left_lane_, right_lane_;
+  std::vector<acc_t> left_weight_, right_weight_;
+  std::vector<int32_t> step_taps_, step_first_, step_start_;
+  std::vector<uint32_t> step_irregular_;
+  std::vector<acc_t> step_weights_;
 };
 
 }  // namespace msr

@@ -2,14 +2,15 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include "cpu_isa.h"
 #include "prepare.h"
 
 namespace msr {
 namespace {
 
 template <typename acc_t>
-void run_gather(const GatherParams& params) {
-  const GatherCpu<acc_t> gather(params);
+void run_gather(const GatherParams& params, const RowOps<acc_t>& ops) {
+  const GatherCpu<acc_t> gather(params, ops);
   torch::stable::parallel_for(0, gather.num_chunks(), /*grain_size=*/4,
                               [&](int64_t begin, int64_t end) { gather.run(begin, end); });
 }
@@ -19,9 +20,9 @@ GatherCall gather_cpu(const std::vector<Tensor>& inputs, const std::optional<Ten
                       int64_t spec, const std::vector<double>& scales) {
   GatherCall call = prepare_gather(inputs, weights, gate, size, spec, scales);
   if (call.acc_is_double) {
-    run_gather<double>(call.params);
+    run_gather(call.params, *row_ops_double());
   } else {
-    run_gather<float>(call.params);
+    run_gather(call.params, cpu_row_ops());
   }
   return call;
 }

@@ -7,6 +7,8 @@
 
 #include <string>
 
+#include "cpu_isa.h"
+
 // setup.py defines these; the defaults serve a file compiled on its own.
 #ifndef MSR_VERSION
 #define MSR_VERSION "unknown"
@@ -51,11 +53,15 @@ constexpr const char kBuildInfo[] =
 
 std::string build_info() { return kBuildInfo; }
 
+// The instruction set that the CPU kernels run with: "avx512", "avx2" or "generic".
+std::string cpu_isa() { return cpu_row_ops().name; }
+
 }  // namespace
 }  // namespace msr
 
 STABLE_TORCH_LIBRARY(msr_cuda, m) {
   m.def("build_info() -> str");
+  m.def("cpu_isa() -> str");
   // Hot calls have few arguments, because a call costs by their number; .full takes the rarer ones.
   // The integers are packed as msr_cuda/_spec.py says.
   m.def("gather(Tensor[] inputs, SymInt[] size, int spec) -> Tensor");
@@ -73,9 +79,10 @@ STABLE_TORCH_LIBRARY(msr_cuda, m) {
       " -> (Tensor first, Tensor count, Tensor weights)");
 }
 
-// It takes no tensor, so no device chooses it.
+// They take no tensor, so no device chooses them.
 STABLE_TORCH_LIBRARY_IMPL(msr_cuda, CompositeExplicitAutograd, m) {
   m.impl("build_info", TORCH_BOX(&msr::build_info));
+  m.impl("cpu_isa", TORCH_BOX(&msr::cpu_isa));
 }
 
 // Loading the binary registers the operators; the module itself is empty. PyMODINIT_FUNC keeps the

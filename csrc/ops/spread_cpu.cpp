@@ -2,6 +2,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include "cpu_isa.h"
 #include "prepare.h"
 
 namespace msr {
@@ -9,9 +10,10 @@ namespace {
 
 // Returns the gradients of the weights: [branches], or nothing where `inputs` is empty.
 template <typename acc_t>
-Tensor run_spread(const SpreadCall& call, bool with_dots, const Tensor& like) {
-  SpreadCpu<acc_t> spread(call.params);
-  torch::stable::parallel_for(0, spread.num_chunks(), /*grain_size=*/4,
+Tensor run_spread(const SpreadCall& call, const RowOps<acc_t>& ops, bool with_dots,
+                  const Tensor& like) {
+  SpreadCpu<acc_t> spread(call.params, ops);
+  torch::stable::parallel_for(0, spread.num_units(), /*grain_size=*/2,
                               [&](int64_t begin, int64_t end) { spread.run(begin, end); });
   Tensor dots = allocate_dots(call, with_dots, like);
   if (with_dots) {
@@ -29,8 +31,8 @@ std::tuple<std::vector<Tensor>, Tensor> spread_full(Tensor grad, std::optional<T
                                                     int64_t requests, std::vector<double> scales) {
   const SpreadCall call =
       prepare_spread(grad, gate, weights, inputs, shapes, spec, requests, scales);
-  Tensor dots = call.acc_is_double ? run_spread<double>(call, !inputs.empty(), grad)
-                                   : run_spread<float>(call, !inputs.empty(), grad);
+  Tensor dots = call.acc_is_double ? run_spread(call, *row_ops_double(), !inputs.empty(), grad)
+                                   : run_spread(call, cpu_row_ops(), !inputs.empty(), grad);
   return {call.grads, dots};
 }
 

@@ -1,0 +1,132 @@
+// The inner loops of the CPU kernels, compiled once per instruction set and chosen at run time.
+//
+// A row is either one channel's pixels along the width, or (channels_last) pixels of several
+// channels each. The drivers, gather_cpu.h and spread_cpu.h, say which rows are combined; what is
+// here runs along them. Arguments are plain data: this header is compiled for several instruction
+// sets, so it must not define functions that the linker could confuse.
+#pragma once
+
+#include <cstdint>
+
+#include "dtypes.h"
+
+namespace msr {
+
+// What happens to a finished sum: gate, bitmask, activation, one rounding. Bits begin with bit 0 of
+// the first byte.
+struct Finish {
+  const uint8_t* gate;  // null, or a bit per value: zero where it is 0
+  uint8_t* mask;        // null, or receives a bit per value, !(value <= 0), after the gate
+  bool relu;
+  DType dtype;  // of what is stored
+};
+
+// Which types of rows and results the operations take: one of them, or both, may be the
+// accumulation type, or they are the same 16-bit one. Other rows are copied first. (Sums in float64
+// are rare, and take float64 rows alone.)
+template <typename acc_t>
+MSR_HOST_DEVICE bool takes(DType row, DType result) {
+  if constexpr (sizeof(acc_t) == 8) return row == DType::kFloat64;
+  return row == DType::kFloat32 || result == DType::kFloat32 || row == result;
+}
+
+// to[k] = finish(previous[k] + sum_i weights[i] * gates[i][k] * rows[i][k]) for `columns` pixels of
+// `channels` values each. Strides are per pixel, those of bit rows in bytes.
+template <typename acc_t>
+struct CombineArgs {
+  void* to;
+  const acc_t* previous;  // or null
+  const void* const* rows;
+  const uint8_t* const* gates;  // or null; then finish does nothing but round
+  const acc_t* weights;
+  int32_t count;  // at least 1
+  DType dtype;    // of the rows
+  int64_t columns, channels;
+  int64_t to_stride, previous_stride, row_stride;
+  int64_t gate_stride, finish_stride;
+  Finish finish;
+};
+
+// The taps of one axis as the loops read them. TapTable (tables_cpu.h) makes it.
+template <typename acc_t>
+struct Taps {
+  const int32_t* first;  // of row i: taps first[i] to first[i] + count[i] - 1
+  const int32_t* count;
+  const int64_t* start;  // weights[start[i]] is the first one's weight
+  const acc_t* weights;
+
+  bool single;  // no row has more than one tap
+
+  // Blocks of as many rows as a vector has lanes, where no row has more than two taps: the sources
+  // lie in a window of one vector (two, if wide) that begins at window[block], at left_lane and
+  // right_lane in it. A single tap is listed twice with half its weight. Null: there are none.
+  const int32_t* window;
+  const int32_t* left_lane;
+  const int32_t* right_lane;
+  const acc_t* left_weight;
+  const acc_t* right_weight;
+  bool wide;
+
+  // Blocks in which row i has step_taps[block] taps that begin at step_first[block] + 2 * i (0:
+  // other blocks), and their weights, tap by tap, at step_weights[step_start[block]]. A few rows
+  // may be irregular, where their bit is set.
+  const int32_t* step_taps;
+  const int32_t* step_first;
+  const int32_t* step_start;
+  const uint32_t* step_irregular;
+  const acc_t* step_weights;
+};
+
+// to[k] = finish(previous[k] + sum over the taps of column begin + k of weight * row[index]), for
+// one channel. row points at column 0, wherever that would be. Steps read up to two vectors beyond
+// the taps, windows nothing beyond themselves.
+template <typename acc_t>
+struct AlongRowArgs {
+  void* to;
+  const acc_t* previous;  // or null
+  const void* row;
+  DType dtype;  // of the row
+  const Taps<acc_t>* taps;
+  int64_t begin, columns;
+  Finish finish;
+};
+
+// The same for pixels of several channels.
+template <typename acc_t>
+struct AlongPixelsArgs {
+  void* to;
+  const acc_t* previous;  // or null
+  const void* row;
+  DType dtype;  // of the row
+  const Taps<acc_t>* taps;
+  int64_t begin, columns, channels;
+  int64_t to_stride, previous_stride, row_stride;
+  int64_t finish_stride;
+  Finish finish;
+};
+
+template <typename acc_t>
+struct RowOps {
+  const char* name;
+  int32_t lanes;
+  bool can_look_up;  // permutes within windows
+  void (*combine)(const CombineArgs<acc_t>&);
+  void (*along_row)(const AlongRowArgs<acc_t>&);
+  void (*along_pixels)(const AlongPixelsArgs<acc_t>&);
+};
+
+// One per instruction set; null where the compiler has none of it.
+const RowOps<float>* row_ops_generic();
+const RowOps<float>* row_ops_avx2();
+const RowOps<float>* row_ops_avx512();
+const RowOps<double>* row_ops_double();
+
+// What this machine runs, or null where the environment variable MSR_CUDA_CPU_ISA asks for what it
+// cannot; why is then a message.
+struct RowOpsChoice {
+  const RowOps<float>* ops;
+  const char* why;
+};
+RowOpsChoice choose_row_ops();
+
+}  // namespace msr

@@ -1,0 +1,250 @@
+// A vector of floats of the instruction set that the including file is compiled for, and its
+// one-lane twin for the ends of rows. Loads widen float16 and bfloat16, stores round.
+//
+// Only row_ops_impl.h includes this, in files that each choose an instruction set by MSR_ISA_AVX2,
+// MSR_ISA_AVX512 or none. Nothing here may
+// have external linkage: the linker keeps one copy of an inline function, and it could keep the one
+// with instructions that another machine lacks.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "dtypes.h"
+
+#if defined(MSR_ISA_AVX2) || defined(MSR_ISA_AVX512)
+#include <immintrin.h>
+#endif
+
+namespace msr {
+namespace {
+
+#define MSR_INLINE inline __attribute__((always_inline))
+
+// One lane. value_t is the accumulation type.
+template <typename value_t>
+struct Scalar {
+  static constexpr int kLanes = 1;
+  using acc_t = value_t;
+  value_t v;
+
+  static MSR_INLINE Scalar broadcast(value_t value) { return {value}; }
+  template <typename T>
+  static MSR_INLINE Scalar load(const T* from) {
+    return {widen<value_t>(*from)};
+  }
+  template <typename T>
+  MSR_INLINE void store(T* to) const {
+    *to = Narrow<T>::from(v);
+  }
+  MSR_INLINE Scalar operator+(Scalar other) const { return {v + other.v}; }
+  MSR_INLINE Scalar operator*(Scalar other) const { return {v * other.v}; }
+  // this * factor + term
+  MSR_INLINE Scalar times_plus(Scalar factor, Scalar term) const {
+#if defined(MSR_ISA_AVX2) || defined(MSR_ISA_AVX512)
+    if constexpr (sizeof(value_t) == 4) return {__builtin_fmaf(v, factor.v, term.v)};
+#endif
+    return {v * factor.v + term.v};
+  }
+  // The positive part, which keeps NaN; a bit per lane, !(v <= 0).
+  MSR_INLINE Scalar relu(uint32_t& passes) const {
+    passes = v <= 0 ? 0u : 1u;
+    return {v <= 0 ? value_t(0) : v};
+  }
+  // Zero where the lane's bit, bits[k] to bits[k + kLanes - 1], is not set.
+  MSR_INLINE Scalar select(const uint8_t* bits, int64_t k) const {
+    return {(bits[k >> 3] >> (k & 7) & 1) != 0 ? v : value_t(0)};
+  }
+};
+
+#if defined(MSR_ISA_AVX512)
+
+struct Vec {
+  static constexpr int kLanes = 16;
+  using acc_t = float;
+  __m512 v;
+
+  static MSR_INLINE Vec broadcast(float value) { return {_mm512_set1_ps(value)}; }
+  static MSR_INLINE Vec load(const float* from) { return {_mm512_loadu_ps(from)}; }
+  static MSR_INLINE Vec load(const BFloat16* from) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
+  }
+  static MSR_INLINE Vec load(const Half* from) {
+    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))};
+  }
+  MSR_INLINE void store(float* to) const { _mm512_storeu_ps(to, v); }
+  MSR_INLINE void store(BFloat16* to) const {
+    const __m512i bits = _mm512_castps_si512(v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded =
+        _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    const __m512i result = _mm512_mask_mov_epi32(rounded, nan, quiet);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                        _mm512_cvtepi32_epi16(_mm512_srli_epi32(result, 16)));
+  }
+  MSR_INLINE void store(Half* to) const {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                        _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  }
+  MSR_INLINE Vec operator+(Vec other) const { return {_mm512_add_ps(v, other.v)}; }
+  MSR_INLINE Vec operator*(Vec other) const { return {_mm512_mul_ps(v, other.v)}; }
+  MSR_INLINE Vec times_plus(Vec factor, Vec term) const {
+    return {_mm512_fmadd_ps(v, factor.v, term.v)};
+  }
+  MSR_INLINE Vec relu(uint32_t& passes) const {
+    const __mmask16 mask = _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_NLE_UQ);
+    passes = mask;
+    return {_mm512_maskz_mov_ps(mask, v)};
+  }
+  MSR_INLINE Vec select(const uint8_t* bits, int64_t k) const {
+    uint16_t mask;
+    memcpy(&mask, bits + (k >> 3), sizeof mask);
+    return {_mm512_maskz_mov_ps(static_cast<__mmask16>(mask), v)};
+  }
+
+  // Lane i: window[index[i]], where every index is below kLanes or, if wide, below 2 * kLanes.
+  static constexpr bool kCanLookUp = true;
+  template <bool kWide>
+  static MSR_INLINE Vec look_up(Vec low, Vec high, const int32_t* index) {
+    const __m512i at = _mm512_loadu_si512(index);
+    if constexpr (!kWide) return {_mm512_permutexvar_ps(at, low.v)};
+    return {_mm512_permutex2var_ps(low.v, at, high.v)};
+  }
+  // The even and the odd lanes of low, followed by high.
+  static MSR_INLINE void split_pairs(Vec low, Vec high, Vec& even, Vec& odd) {
+    const __m512i at = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    even.v = _mm512_permutex2var_ps(low.v, at, high.v);
+    odd.v = _mm512_permutex2var_ps(low.v, _mm512_or_si512(at, _mm512_set1_epi32(1)), high.v);
+  }
+};
+
+#elif defined(MSR_ISA_AVX2)
+
+struct Vec {
+  static constexpr int kLanes = 8;
+  using acc_t = float;
+  __m256 v;
+
+  static MSR_INLINE Vec broadcast(float value) { return {_mm256_set1_ps(value)}; }
+  static MSR_INLINE Vec load(const float* from) { return {_mm256_loadu_ps(from)}; }
+  static MSR_INLINE Vec load(const BFloat16* from) {
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
+  }
+  static MSR_INLINE Vec load(const Half* from) {
+    return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))};
+  }
+  MSR_INLINE void store(float* to) const { _mm256_storeu_ps(to, v); }
+  MSR_INLINE void store(BFloat16* to) const {
+    const __m256i bits = _mm256_castps_si256(v);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded =
+        _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    const __m256i words = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+    // Packing works within halves of the register: the first and the third quarter hold them.
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(words, words), 0x08);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(packed));
+  }
+  MSR_INLINE void store(Half* to) const {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  }
+  MSR_INLINE Vec operator+(Vec other) const { return {_mm256_add_ps(v, other.v)}; }
+  MSR_INLINE Vec operator*(Vec other) const { return {_mm256_mul_ps(v, other.v)}; }
+  MSR_INLINE Vec times_plus(Vec factor, Vec term) const {
+    return {_mm256_fmadd_ps(v, factor.v, term.v)};
+  }
+  MSR_INLINE Vec relu(uint32_t& passes) const {
+    const __m256 mask = _mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_NLE_UQ);
+    passes = static_cast<uint32_t>(_mm256_movemask_ps(mask));
+    return {_mm256_and_ps(v, mask)};
+  }
+  MSR_INLINE Vec select(const uint8_t* bits, int64_t k) const {
+    const __m256i lane_bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i all = _mm256_set1_epi8(static_cast<char>(bits[k >> 3]));
+    const __m256i set = _mm256_cmpeq_epi32(_mm256_and_si256(all, lane_bit), lane_bit);
+    return {_mm256_and_ps(v, _mm256_castsi256_ps(set))};
+  }
+
+  static constexpr bool kCanLookUp = true;
+  template <bool kWide>
+  static MSR_INLINE Vec look_up(Vec low, Vec high, const int32_t* index) {
+    const __m256i at = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index));
+    const __m256 from_low = _mm256_permutevar8x32_ps(low.v, at);
+    if constexpr (!kWide) return {from_low};
+    const __m256 from_high = _mm256_permutevar8x32_ps(high.v, at);
+    const __m256i is_high = _mm256_cmpgt_epi32(at, _mm256_set1_epi32(kLanes - 1));
+    return {_mm256_blendv_ps(from_low, from_high, _mm256_castsi256_ps(is_high))};
+  }
+  static MSR_INLINE void split_pairs(Vec low, Vec high, Vec& even, Vec& odd) {
+    // Within halves first, [0 2 8 10 | 4 6 12 14], then the quarters into order.
+    const __m256d evens = _mm256_castps_pd(_mm256_shuffle_ps(low.v, high.v, 0x88));
+    const __m256d odds = _mm256_castps_pd(_mm256_shuffle_ps(low.v, high.v, 0xdd));
+    even.v = _mm256_castpd_ps(_mm256_permute4x64_pd(evens, 0xd8));
+    odd.v = _mm256_castpd_ps(_mm256_permute4x64_pd(odds, 0xd8));
+  }
+};
+
+#else
+
+// Four lanes by the compiler's own vectors: SSE2 on x86-64, NEON on Arm.
+struct Vec {
+  static constexpr int kLanes = 4;
+  using acc_t = float;
+  typedef float Floats __attribute__((vector_size(16)));
+  typedef int32_t Ints __attribute__((vector_size(16)));
+  Floats v;
+
+  static MSR_INLINE Vec broadcast(float value) { return {Floats{value, value, value, value}}; }
+  static MSR_INLINE Vec load(const float* from) {
+    Vec result;
+    memcpy(&result.v, from, sizeof result.v);
+    return result;
+  }
+  template <typename T>
+  static MSR_INLINE Vec load(const T* from) {
+    return {Floats{to_float(from[0]), to_float(from[1]), to_float(from[2]), to_float(from[3])}};
+  }
+  MSR_INLINE void store(float* to) const { memcpy(to, &v, sizeof v); }
+  template <typename T>
+  MSR_INLINE void store(T* to) const {
+    for (int i = 0; i < kLanes; ++i) to[i] = Narrow<T>::from(v[i]);
+  }
+  MSR_INLINE Vec operator+(Vec other) const { return {v + other.v}; }
+  MSR_INLINE Vec operator*(Vec other) const { return {v * other.v}; }
+  MSR_INLINE Vec times_plus(Vec factor, Vec term) const { return {v * factor.v + term.v}; }
+  MSR_INLINE Vec relu(uint32_t& passes) const {
+    const Ints set = ~(v <= Floats{});
+    const Ints bits = set & Ints{1, 2, 4, 8};
+    passes = static_cast<uint32_t>(bits[0] | bits[1] | bits[2] | bits[3]);
+    return masked(set);
+  }
+  MSR_INLINE Vec select(const uint8_t* bits, int64_t k) const {
+    const Ints lane_bit = {1, 2, 4, 8};
+    const int32_t four = bits[k >> 3] >> (k & 7);
+    return masked((Ints{four, four, four, four} & lane_bit) == lane_bit);
+  }
+  MSR_INLINE Vec masked(Ints set) const {
+    Ints words;
+    memcpy(&words, &v, sizeof words);
+    words &= set;
+    Vec result;
+    memcpy(&result.v, &words, sizeof words);
+    return result;
+  }
+
+  static constexpr bool kCanLookUp = false;
+  static MSR_INLINE void split_pairs(Vec low, Vec high, Vec& even, Vec& odd) {
+    even.v = Floats{low.v[0], low.v[2], high.v[0], high.v[2]};
+    odd.v = Floats{low.v[1], low.v[3], high.v[1], high.v[3]};
+  }
+};
+
+#endif
+
+}  // namespace
+}  // namespace msr
