@@ -3,6 +3,9 @@
 
 Needs nvcc and neither a GPU nor torch: the kernels include no torch header. Prints registers, stack
 and shared memory, the worst of each file and architecture; with --verbose those of every kernel.
+For the newest architecture, prints the instructions per element of every fast kernel's loops,
+counted in its machine code (sass.py tells how); that takes nvdisasm, which comes with the CUDA
+toolkit or with ``pip install nvidia-cuda-nvdisasm``, and is left out where there is none.
 
     python3 build_tools/nvcc_sweep.py [--arch 75 80 90] [--verbose] [file.cu ...]
 """
@@ -10,10 +13,12 @@ and shared memory, the worst of each file and architecture; with --verbose those
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +27,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import sass
 import toolchain
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,6 +66,7 @@ class Result:
     seconds: float
     kernels: list[Kernel]
     error: str | None
+    listing: str | None = None  # machine code as text, where it was asked for
 
 
 def parse_ptxas(output: str) -> list[Kernel]:
@@ -95,21 +102,89 @@ def demangle(names: list[str]) -> dict[str, str]:
     return dict(zip(names, lines, strict=True)) if len(lines) == len(names) else {}
 
 
-def compile_one(nvcc: Path, source: Path, target: str) -> Result:
-    """To machine code for ``sm_*``, to PTX for ``compute_*``; nothing is kept."""
-    kind = "-ptx" if target.startswith("compute_") else "-cubin"
+def find_disassembler(nvcc: Path) -> str | None:
+    """The path of nvdisasm: on PATH, beside nvcc, or in its Python package (also of .venv)."""
+    if found := shutil.which("nvdisasm"):
+        return found
+    places = [nvcc.parent / "nvdisasm"]
+    for site in (Path(sysconfig.get_paths()["purelib"]), *ROOT.glob(".venv/lib/*/site-packages")):
+        places += sorted(site.glob("nvidia/*/bin/nvdisasm"))
+    return next((str(place) for place in places if os.access(place, os.X_OK)), None)
+
+
+def compile_one(nvcc: Path, source: Path, target: str, disassembler: str | None = None) -> Result:
+    """To machine code; with a disassembler, its text is part of the result."""
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        command = [nvcc, *FLAGS, "-Xptxas=-v", f"-arch={target}", kind, source]
+        command = [nvcc, *FLAGS, "-Xptxas=-v", f"-arch={target}", "-cubin", source]
         done = subprocess.run(
             [*map(str, command), "-o", f"{folder}/out"], capture_output=True, text=True, check=False
         )
+        listing = None
+        if disassembler and done.returncode == 0:
+            listed = subprocess.run(
+                [disassembler, "-c", f"{folder}/out"], capture_output=True, text=True, check=False
+            )
+            listing = listed.stdout if listed.returncode == 0 else None
     output = done.stdout + done.stderr
     error = output.strip() if done.returncode else None
     kernels = parse_ptxas(output) if error is None else []
-    if error is None and kind == "-cubin" and not kernels:
+    if error is None and not kernels:
         error = "no kernel in it (or the output of -Xptxas -v has changed)"
-    return Result(source, target, time.monotonic() - begun, kernels, error)
+    return Result(source, target, time.monotonic() - begun, kernels, error, listing)
+
+
+_FAST_KERNEL = re.compile(r"(reduce|expand)_\w*kernel<(?:\w+::)*(\w+), \(?(?:int\)?)?(\d+)")
+_ELEMENT_BYTES = {"float": 4, "Half": 2, "BFloat16": 2}
+
+
+def count_instructions(name: str, lines: list[str]) -> str:
+    """The instructions per element of a fast kernel's main loop, in words; "" for other kernels.
+
+    Args:
+        name: demangled.
+        lines: of its machine code.
+    """
+    match = _FAST_KERNEL.search(name)
+    if match is None:
+        return ""
+    family, dtype, vector = match.group(1), match.group(2), int(match.group(3))
+    vector_bytes = vector * _ELEMENT_BYTES[dtype]
+    # REDUCE reads each element of the gradient in a vector, EXPAND writes each of the result.
+    operation = "LDG" if family == "reduce" else "STG"
+    parts = []
+    for additions in (1, 2) if family == "reduce" else (0, 2):
+        counts = sass.count_loops(
+            lines, operation, min(vector_bytes, 16), -(-vector_bytes // 16), additions * vector
+        )
+        if counts:
+            each = []
+            for count in counts:
+                elements = count.vectors * vector
+                ratio = count.instructions / elements
+                each.append(f"{ratio:.1f} ({count.instructions}/{elements})")
+            parts.append(f"{additions}+ additions: {' inside '.join(reversed(each))}")
+    return "; ".join(parts) or "no loop that moves vectors"
+
+
+def report_instructions(results: list[Result]) -> None:
+    """Prints registers and instructions per element of every fast kernel that was disassembled."""
+    print(
+        "instructions per element of the main loop and those around it, on the cheapest way once\n"
+        "around that takes so many float additions for each element (build_tools/sass.py):"
+    )
+    for result in results:
+        if result.listing is None:
+            continue
+        code = sass.functions(result.listing)
+        names = demangle([kernel.name for kernel in result.kernels])
+        for kernel in result.kernels:
+            name = names.get(kernel.name, kernel.name)
+            counts = count_instructions(name, code.get(kernel.name, []))
+            if counts:
+                plain = re.sub(r"\((?:int|bool)\)", "", name)
+                short = re.sub(r"^void |msr::|\(.*$", "", plain)
+                print(f"    {short}: {kernel.registers} registers; {counts}")
 
 
 def report(results: list[Result], verbose: bool) -> int:
@@ -155,13 +230,25 @@ def main() -> int:
     toolkit, found = toolchain.find_cuda_toolkit()
     if toolkit is None:
         sys.exit(f"nvcc_sweep: needs nvcc; found: {found}")
-    # PTX of the newest one: what a GPU that came later compiles for itself.
-    targets = [f"sm_{n}" for n in arguments.arch] + [f"compute_{arguments.arch[-1]}"]
+    # Each goes through PTX, that of the newest one too, which later GPUs compile for themselves.
+    targets = [f"sm_{n}" for n in arguments.arch]
     print(f"nvcc_sweep: {found}")
+    disassembler = find_disassembler(toolkit.nvcc)
     with ThreadPoolExecutor(toolchain.default_jobs()) as pool:
-        jobs = [(file, target) for file in files for target in targets]
+        newest = targets[-1]
+        jobs = [
+            (file, target, disassembler if target == newest else None)
+            for target in targets
+            for file in files
+        ]
         results = list(pool.map(lambda job: compile_one(toolkit.nvcc, *job), jobs))
     bad = report(results, arguments.verbose)
+    if disassembler is None:
+        print(
+            "nvcc_sweep: no nvdisasm (pip install nvidia-cuda-nvdisasm): instructions not counted"
+        )
+    else:
+        report_instructions(results)
     total = sum(len(result.kernels) for result in results)
     print(f"nvcc_sweep: {len(results)} compilations, {total} kernels, {bad} with errors or spills")
     return 1 if bad else 0

@@ -1,22 +1,18 @@
-"""The harness that runs CUDA kernels on the CPU: is it right, and does it catch each fault?"""
+"""CUDA on the CPU: does it run right kernels right, and report the faults of others?"""
 
 from __future__ import annotations
 
-import re
-import subprocess
 import sys
-import textwrap
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-from harness import build, cases_io, replay
-from harness.cases_io import Carried, Case, Expected
+from harness import build
+from harness.cases_io import Carried
+from harness.selftest import place
 
-KERNELS = build.HARNESS / "selftest_kernels.cuh"
 ORDERS = ("forward", "reverse", "shuffled")
 
 pytestmark = pytest.mark.skipif(
@@ -52,13 +48,6 @@ def order(request: pytest.FixtureRequest, module: ModuleType) -> str:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
-
-
-def line_of(fault: str) -> int:
-    """The line of selftest_kernels.cuh that has this FAULT comment."""
-    lines = KERNELS.read_text().splitlines()
-    (line,) = [i for i, text in enumerate(lines, 1) if text.endswith(f"// FAULT {fault}")]
-    return line
 
 
 # ---- right kernels -------------------------------------------------------------------------------
@@ -330,10 +319,6 @@ def test_shared_memory_limits(module: ModuleType) -> None:
 # ---- faults the harness reports ------------------------------------------------------------------
 
 
-def place(fault: str) -> str:
-    return rf"selftest_kernels\.cuh:{line_of(fault)}"
-
-
 def test_barrier_after_an_early_return(module: ModuleType, order: str, fibers: str) -> None:
     destroyed = np.zeros(1, np.int32)
     message = (
@@ -351,28 +336,33 @@ def test_barrier_after_an_early_return(module: ModuleType, order: str, fibers: s
     assert (out == 1).all()
 
 
-def test_divergent_barrier(module: ModuleType, order: str, fibers: str) -> None:
-    message = (
-        rf"waits in __syncthreads\(\) at \S*{place('divergent_barrier even')}, but thread "
-        rf"\(1, 0, 0\) waits in the one at \S*{place('divergent_barrier odd')}"
-    )
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (
+            "divergent_barrier",
+            rf"waits in __syncthreads\(\) at \S*{place('divergent_barrier even')}, but thread "
+            rf"\(1, 0, 0\) waits in the one at \S*{place('divergent_barrier odd')}",
+        ),
+        (
+            "missing_lane",
+            rf"block \(0, 0, 0\), thread \(0, 0, 0\): __shfl_sync at \S*{place('missing_lane')} "
+            r"with mask 0xffffffff waits for lane 5 \(exited\)",
+        ),
+        (
+            "lane_at_barrier",
+            rf"__any_sync at \S*{place('lane_at_barrier')} .* lane 7 \(in __syncthreads\(\) at",
+        ),
+        ("masks_differ", r"waits for lane 16 \(in __shfl_sync at .* 0xffff0001"),
+    ],
+)
+def test_threads_that_wait_for_each_other_in_vain(
+    module: ModuleType, order: str, fibers: str, function: str, message: str
+) -> None:
+    # The elements of `out` are not written: only their number matters.
+    out = np.empty(64, np.float32 if function == "divergent_barrier" else np.int32)
     with pytest.raises(RuntimeError, match=message):
-        module.selftest.divergent_barrier(out=np.empty(64, np.float32))
-
-
-def test_lane_missing_from_a_shuffle(module: ModuleType, order: str, fibers: str) -> None:
-    message = (
-        rf"block \(0, 0, 0\), thread \(0, 0, 0\): __shfl_sync at \S*{place('missing_lane')} with "
-        r"mask 0xffffffff waits for lane 5 \(exited\)"
-    )
-    with pytest.raises(RuntimeError, match=message):
-        module.selftest.missing_lane(out=np.empty(64, np.int32))
-
-
-def test_lane_that_waits_at_a_barrier(module: ModuleType, order: str) -> None:
-    message = rf"__any_sync at \S*{place('lane_at_barrier')} .* lane 7 \(in __syncthreads\(\) at"
-    with pytest.raises(RuntimeError, match=message):
-        module.selftest.lane_at_barrier(out=np.empty(64, np.int32))
+        getattr(module.selftest, function)(out=out)
 
 
 def test_lane_outside_its_mask(module: ModuleType) -> None:
@@ -382,11 +372,6 @@ def test_lane_outside_its_mask(module: ModuleType) -> None:
     )
     with pytest.raises(RuntimeError, match=message):
         module.selftest.outside_mask(out=np.empty(64, np.int32))
-
-
-def test_lanes_that_disagree_on_the_mask(module: ModuleType, order: str) -> None:
-    with pytest.raises(RuntimeError, match=r"waits for lane 16 \(in __shfl_sync at .* 0xffff0001"):
-        module.selftest.masks_differ(out=np.empty(64, np.int32))
 
 
 def test_shuffle_width_that_is_no_power_of_two(module: ModuleType) -> None:
@@ -445,376 +430,3 @@ def test_shuffled_order_depends_on_the_seed(module: ModuleType) -> None:
 
     assert run(1) == run(1)
     assert run(1) != run(2)
-
-
-# ---- cases ---------------------------------------------------------------------------------------
-
-
-def block_sum_case(rng: np.random.Generator, **changes: Any) -> Case:
-    x = rng.integers(-9, 9, 256).astype(np.float32)
-    record: dict[str, Any] = {
-        "name": "block_sum",
-        "function": "selftest.block_sum",
-        "arguments": {"x": x, "partial": np.empty(2, np.float32)},
-        "expected": {"partial": Expected(x.reshape(2, 128).sum(1).astype(np.float64))},
-        "kernels": ["block_sum_kernel"],
-    }
-    return Case(**(record | changes))
-
-
-def strided(rows: int, columns: int, stride: int) -> Any:
-    base = np.zeros(rows * stride, np.float32)
-    return np.lib.stride_tricks.as_strided(base, (rows, columns), (4 * stride, 4))
-
-
-def test_replayed_case_passes(module: ModuleType, rng: np.random.Generator) -> None:
-    outputs = replay.run_case(module, block_sum_case(rng))
-    assert isinstance(outputs["partial"], np.ndarray)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"expected": {"partial": Expected(np.array([1e9, 0.0]), rtol=0.5)}},
-            r"output partial: \d of 2 elements differ, the worst at \(0,\): expected .*1000000000",
-        ),
-        ({"kernels": ["other"]}, r"expected kernel 'other' .* got \['block_sum_kernel'\]"),
-        ({"expected": {"nothing": Expected(np.zeros(2))}}, "are no arguments"),
-        (
-            {
-                "function": "selftest.missing_barrier",
-                "arguments": {
-                    "x": np.arange(128, dtype=np.float32),
-                    "out": np.empty(128, np.float32),
-                },
-                "expected": {"out": Expected(np.arange(128.0)[::-1].copy())},
-                "kernels": [],
-            },
-            "output out depends on the order of threads: .* between forward and reverse",
-        ),
-        (
-            {
-                "function": "selftest.unwritten_output",
-                "arguments": {"out": np.empty(200, np.float32)},
-                "expected": {"out": Expected(np.ones(200))},
-                "kernels": [],
-            },
-            r"1 of 200 elements differ, the worst at \(199,\): .*; 1 still hold the poison",
-        ),
-        (
-            {
-                "function": "selftest.stray_write",
-                "arguments": {"out": strided(3, 4, 6)},
-                "expected": {"out": Expected(np.ones((3, 4)))},
-                "kernels": [],
-            },
-            "output out: 1 elements between its own were written, the first 4 elements after",
-        ),
-        (
-            {"arguments": {"x": np.ones(8, np.float32), "partial": np.zeros(1, np.float32)},
-             "expected": {}},
-            "argument partial is no output, but was written to",
-        ),
-    ],
-)  # fmt: skip
-def test_replayed_case_fails(
-    module: ModuleType, rng: np.random.Generator, changes: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(replay.CaseError, match=message):
-        replay.run_case(module, block_sum_case(rng, **changes))
-
-
-def test_tolerances() -> None:
-    want = np.array([1.0, -2.0, np.nan, np.inf, 0.0])
-    got = np.array([1.001, -2.0, np.nan, np.inf, 1e-6])
-    replay.compare("y", got, Expected(want, rtol=2e-3, atol=2e-6))
-    each = np.array([0.0, 0.0, 0.0, 0.0, 2e-6])
-    replay.compare("y", got, Expected(want, rtol=2e-3, atol=each))
-    for wrong in (
-        Expected(want, rtol=5e-4, atol=2e-6),
-        Expected(want, rtol=2e-3),
-        Expected(np.where(np.isnan(want), 0.0, want), rtol=2e-3, atol=2e-6),
-        Expected(np.where(np.isinf(want), -want, want), rtol=2e-3, atol=2e-6),
-        Expected(np.where(np.isinf(want), 1.0, want), rtol=2e-3, atol=2e-6),
-    ):
-        with pytest.raises(replay.CaseError, match="1 of 5 elements differ"):
-            replay.compare("y", got, wrong)
-    half = Carried(np.array([0x3C00, 0xC000], np.uint16), "float16")
-    replay.compare("y", half, Expected(np.array([1.0, -2.0])))
-    bfloat16 = Carried(np.array([0x3F80, 0xC000], np.uint16), "bfloat16")
-    replay.compare("y", bfloat16, Expected(np.array([1.0, -2.0])))
-    with pytest.raises(replay.CaseError, match="1 of 2 elements differ"):
-        replay.compare("y", np.array([1, 2]), Expected(np.array([1, 3]), atol=9.0))
-
-
-def test_cases_survive_the_file(tmp_path: Path, rng: np.random.Generator) -> None:
-    base = rng.standard_normal((2, 5, 6, 4)).astype(np.float32)
-    channels_last = base.transpose(0, 3, 1, 2)
-    arguments = {
-        "channels_last": channels_last,
-        "sliced": base[:, 1:4, ::2, 1:],
-        "expanded": np.broadcast_to(base[:1], (3, 5, 6, 4)),
-        "empty": base[:0],
-        "scalar": np.array(3, np.int64),
-        "half": Carried(np.arange(6, dtype=np.uint16)[1:], "bfloat16"),
-        "several": [base[0], None, Carried(np.zeros(2, np.uint16), "float16")],
-        "integer": 3,
-        "number": 0.5,
-        "flag": True,
-        "text": "bilinear",
-        "nothing": None,
-    }
-    expected = {
-        "channels_last": Expected(channels_last.astype(np.float64), 1e-3, np.abs(channels_last)),
-        "several": [Expected(np.ones(3)), None, Expected(np.array([True, False]))],
-    }
-    case = Case("name", "function", arguments, expected, ["kernel"])
-    cases_io.write_cases(tmp_path / "cases.npz", [case])
-    (back,) = cases_io.read_cases(tmp_path / "cases.npz")
-    assert (back.name, back.function, list(back.kernels)) == ("name", "function", ["kernel"])
-    assert list(back.arguments) == list(arguments)
-
-    def same(one: Any, other: Any) -> None:
-        if isinstance(one, list):
-            assert len(one) == len(other)
-            for a, b in zip(one, other, strict=True):
-                same(a, b)
-        elif isinstance(one, (np.ndarray, Carried)):
-            assert type(one) is type(other)
-            assert cases_io.dtype_name(one) == cases_io.dtype_name(other)
-            a, b = cases_io.elements(one), cases_io.elements(other)
-            np.testing.assert_array_equal(a, b)
-            assert a.strides == b.strides or a.size == 0
-            assert a.ctypes.data % 16 == b.ctypes.data % 16 or a.size == 0
-            np.testing.assert_array_equal(cases_io.memory(a), cases_io.memory(b))
-        else:
-            assert one == other
-            assert type(one) is type(other)
-
-    for name, value in arguments.items():
-        same(value, back.arguments[name])
-        if isinstance(value, np.ndarray) and value.size:
-            same(value, cases_io.replica(value))
-    whole = back.expected["channels_last"]
-    assert isinstance(whole, Expected)
-    np.testing.assert_array_equal(whole.values, channels_last)
-    np.testing.assert_array_equal(whole.atol, np.abs(channels_last))
-    assert whole.rtol == 1e-3
-    first, none, last = back.expected["several"]  # type: ignore[misc]
-    assert none is None
-    assert first.values.tolist() == [1, 1, 1]
-    assert last.values.tolist() == [True, False]
-
-
-def test_arrays_from_torch_keep_their_memory() -> None:
-    torch = pytest.importorskip("torch")
-    tensor = torch.arange(24.0).view(1, 2, 3, 4).to(memory_format=torch.channels_last)
-    array = cases_io.from_torch(tensor)
-    assert isinstance(array, np.ndarray)
-    assert array.ctypes.data == tensor.data_ptr()
-    assert [s // 4 for s in array.strides] == list(tensor.stride())
-    for dtype in (torch.float16, torch.bfloat16):
-        carried = cases_io.from_torch(tensor.to(dtype).requires_grad_())
-        assert isinstance(carried, Carried)
-        assert carried.dtype == str(dtype).removeprefix("torch.")
-        np.testing.assert_array_equal(replay.decoded(carried), tensor.numpy())
-
-
-# ---- under sanitizers ----------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def sanitized() -> None:
-    try:
-        build.sanitizer_libraries()
-    except build.BuildError as error:
-        pytest.skip(str(error))
-    build.build([True])
-
-
-def run_sanitized(code: str) -> subprocess.CompletedProcess[str]:
-    prelude = f"""
-        import sys
-        sys.path.insert(0, {str(build.HARNESS.parent)!r})
-        import numpy as np
-        from harness import build
-        module = build.load(sanitize=True)
-        selftest = module.selftest
-        assert module.sanitized and "torch" not in sys.modules
-    """
-    program = textwrap.dedent(prelude) + textwrap.dedent(code) + "\nprint('finished')\n"
-    return subprocess.run(
-        [sys.executable, "-c", program],
-        env=build.sanitizer_environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
-@pytest.mark.usefixtures("sanitized")
-@pytest.mark.parametrize(
-    ("fault", "call", "report"),
-    [
-        (
-            "read_past_end",
-            "read_past_end(x=np.ones(100, np.float32), out=np.empty(1, np.float32))",
-            "AddressSanitizer: heap-buffer-overflow .*READ of size 4",
-        ),
-        (
-            "write_past_end",
-            "write_past_end(out=np.empty(100, np.float32))",
-            "AddressSanitizer: heap-buffer-overflow .*WRITE of size 4",
-        ),
-        (
-            "static_shared_overflow",
-            "static_shared_overflow(index=128, out=np.empty(128, np.float32))",
-            "AddressSanitizer: global-buffer-overflow .*WRITE of size 4",
-        ),
-        (
-            "dynamic_shared_overflow",
-            "dynamic_shared_overflow(index=128, out=np.empty(128, np.float32))",
-            "AddressSanitizer: heap-buffer-overflow .*WRITE of size 4",
-        ),
-        (
-            "misaligned_load",
-            "misaligned_load(x=np.ones(16, np.float32), offset=1, out=np.empty(1, np.float32))",
-            "runtime error: .* misaligned address .*, which requires 16 byte alignment",
-        ),
-        (
-            "signed_overflow",
-            "signed_overflow(x=2**31 - 1, out=np.empty(1, np.int32))",
-            "runtime error: signed integer overflow",
-        ),
-    ],
-)
-def test_sanitizers_find(fault: str, call: str, report: str) -> None:
-    done = run_sanitized(f"selftest.{call}")
-    assert done.returncode != 0
-    assert "finished" not in done.stdout
-    assert re.search(report, done.stderr, re.DOTALL), done.stderr
-    assert re.search(place(fault) + r"\b", done.stderr), done.stderr
-
-
-@pytest.mark.usefixtures("sanitized")
-def test_sanitizers_accept_right_kernels_and_caught_errors() -> None:
-    done = run_sanitized(
-        """
-        def fails(function, **arguments):
-            try:
-                function(**arguments)
-            except RuntimeError:
-                return
-            raise AssertionError(function)
-
-        for portable in (False, True):
-            module.set_portable_fibers(portable)
-            for order in ("forward", "reverse", "shuffled"):
-                module.set_thread_order(order)
-                x = np.arange(1000, dtype=np.float32)
-                partial = np.empty(8, np.float32)
-                selftest.block_sum(x=x, partial=partial)
-                assert partial.sum() == x.sum()
-                shared = np.empty((3, 12), np.uint32)
-                selftest.unwritten_shared(write=True, blocks=3, out=shared)
-                assert (shared == 0xFFFFFFFF).all()
-                destroyed = np.zeros(1, np.int32)
-                out = np.empty(128, np.float32)
-                fails(selftest.early_return, n=7, out=out, destroyed=destroyed)
-                assert destroyed[0] == 128
-                fails(selftest.missing_lane, out=np.empty(64, np.int32))
-                fails(selftest.divergent_barrier, out=np.empty(64, np.float32))
-                fails(selftest.trap, blocks=9, block=5, thread=3, out=np.empty(1, np.int32))
-        """
-    )
-    assert done.returncode == 0, done.stderr
-    assert "finished" in done.stdout
-    assert "ERROR" not in done.stderr
-    assert "runtime error" not in done.stderr
-
-
-@pytest.mark.usefixtures("sanitized")
-def test_sanitized_replay(tmp_path: Path, rng: np.random.Generator) -> None:
-    path = tmp_path / "cases.npz"
-    good = block_sum_case(rng)
-    cases_io.write_cases(path, [good, good])
-    done = replay.replay_sanitized(path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.endswith("2 passed, 0 failed\n")
-
-    bad = block_sum_case(rng, name="bad", expected={"partial": Expected(np.zeros(2))})
-    cases_io.write_cases(path, [bad, good])
-    # Started plainly, the script gets itself the sanitizers.
-    command = [sys.executable, replay.__file__, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "FAILED bad (selftest.block_sum): CaseError: output partial: " in done.stdout
-    assert done.stdout.endswith("1 passed, 1 failed\n")
-
-    overflow = {"out": np.empty(100, np.float32)}
-    crash = Case(
-        "crash", "selftest.write_past_end", overflow, {"out": Expected(np.ones(100))}
-    )  # fmt: skip
-    cases_io.write_cases(path, [good, crash, good])
-    done = replay.replay_sanitized(path)
-    assert done.returncode == 97
-    assert done.stdout.splitlines()[-1] == "crash ..."
-    assert "heap-buffer-overflow" in done.stderr
-
-
-# ---- the build -----------------------------------------------------------------------------------
-
-
-def test_sanitized_module_needs_its_environment() -> None:
-    with pytest.raises(RuntimeError, match="expected a process started with sanitizer_environm"):
-        build.load(sanitize=True)
-
-
-def test_build_error_has_the_compilers_output(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    broken = tmp_path / "broken.cpp"
-    broken.write_text("int main() { return no_such_name; }\n")
-    monkeypatch.setattr(build, "ROOT", tmp_path)
-    monkeypatch.setattr(build, "BUILD", tmp_path / "build")
-    monkeypatch.setattr(build, "HARNESS", tmp_path)
-    monkeypatch.setattr(build, "KERNELS", tmp_path)
-    with pytest.raises(build.BuildError, match=r"(?s)broken\.cpp.*no_such_name"):
-        build.build()
-
-
-def test_bindings_cannot_contain_kernels(tmp_path: Path) -> None:
-    source = build.HARNESS / "binding.cpp"
-    flags = build._flags(source, sanitize=True)
-    test = tmp_path / "bind.cpp"
-    test.write_text('#include "selftest_kernels.cuh"\n')
-    with pytest.raises(build.BuildError, match="compile with nvcc, or with -DMSR_CUDA_ON_CPU"):
-        build._run([*build.compiler(), *flags, "-fsyntax-only", str(test)])
-
-
-def test_a_change_of_any_source_or_header_makes_another_module(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    harness, kernels = tmp_path / "harness", tmp_path / "kernels"
-    harness.mkdir()
-    kernels.mkdir()
-    (harness / "bind.cpp").write_text('#include "bind.h"\n')
-    (harness / "bind.h").write_text("")
-    (kernels / "sum.cu").write_text('#include "sum.cuh"\n')
-    (kernels / "sum.cuh").write_text("")
-    monkeypatch.setattr(build, "ROOT", tmp_path)
-    monkeypatch.setattr(build, "HARNESS", harness)
-    monkeypatch.setattr(build, "KERNELS", kernels)
-    seen = {build.module_path(False), build.module_path(True)}
-    assert len(seen) == 2
-    for changed in (harness / "bind.h", kernels / "sum.cuh", kernels / "sum.cu"):
-        objects = [build._object_path(source, False) for source in build.sources()]
-        changed.write_text(changed.read_text() + "// changed\n")
-        assert build.module_path(False) not in seen
-        seen.add(build.module_path(False))
-        # Only what includes it is compiled again.
-        again = [build._object_path(source, False) for source in build.sources()]
-        differs = [a != b for a, b in zip(objects, again, strict=True)]
-        assert differs == [changed.suffix == ".h", changed.suffix != ".h"]

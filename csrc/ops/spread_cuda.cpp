@@ -1,3 +1,5 @@
+#include "../kernels/reduce_plan.h"
+#include "../kernels/select_kernel.h"
 #include "cuda_guard.h"
 #include "prepare.h"
 
@@ -12,13 +14,13 @@ std::tuple<std::vector<Tensor>, Tensor> spread_full(Tensor grad, std::optional<T
   const char* op = "msr_cuda::spread";
   const CudaGuard guard(grad);
   SpreadCall call = prepare_spread(grad, gate, weights, inputs, shapes, spec, requests, scales);
-  plan_spread_blocks(call.params);
+  const SpreadPlan plan = plan_spread(call.params, select_kernel(call.params, call.acc_is_double));
   const int64_t blocks = call.params.block_begin[kMaxInputs];
   Tensor dots = allocate_dots(call, !inputs.empty(), grad);
   Tensor partial_dots = empty_vector(inputs.empty() ? 0 : blocks, aoti_torch_dtype_float64(), grad);
   if (!inputs.empty())
     call.params.partial_dots = static_cast<double*>(partial_dots.mutable_data_ptr());
-  if (blocks > 0) check_launch(op, launch_spread(call.params, call.acc_is_double, guard.stream()));
+  check_launch(op, launch_spread(call.params, plan, call.acc_is_double, guard.stream()));
   if (!inputs.empty()) {
     check_launch(op, launch_sum_dots(call.params, call.acc_is_double, dots.mutable_data_ptr(),
                                      guard.stream()));

@@ -1,6 +1,7 @@
 // Python module msr_cuda_harness: control of cuda_on_cpu, and the kernels to run with it.
 #include <pybind11/pybind11.h>
 
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -89,11 +90,15 @@ void set_thread_order(const std::string& order, std::uint64_t seed) {
   }
 }
 
-py::dict launch_counts() {
+py::dict dict_of(const std::map<std::string, std::uint64_t>& counts) {
   py::dict result;
-  for (const auto& [name, count] : cuda_on_cpu::launch_counts()) result[name.c_str()] = count;
+  for (const auto& [name, count] : counts) result[name.c_str()] = count;
   return result;
 }
+
+py::dict launch_counts() { return dict_of(cuda_on_cpu::launch_counts()); }
+
+py::dict compiled_kernels() { return dict_of(cuda_on_cpu::launches_of_compiled_kernels()); }
 
 py::dict describe(py::handle array) {
   const ArrayView seen = view(array);
@@ -139,6 +144,8 @@ PYBIND11_MODULE(msr_cuda_harness, module) {
   module.def("set_portable_fibers", &cuda_on_cpu::set_portable_fibers, py::arg("portable"),
              "Switch fibres by ucontext, as on platforms other than x86-64.");
   module.def("launch_counts", &launch_counts, "Launches since the last reset, by kernel name.");
+  module.def("compiled_kernels", &compiled_kernels,
+             "Every kernel instance of the module, with its launches since the last reset.");
   module.def("reset_launch_counts", &cuda_on_cpu::reset_launch_counts);
   module.def("describe", &describe, py::arg("array"), "How bindings see an array.");
   module.def(

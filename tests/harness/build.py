@@ -33,6 +33,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 MODULE_NAME = "msr_cuda_harness"
 HARNESS = Path(__file__).resolve().parent
@@ -44,7 +45,6 @@ BUILD = ROOT / "build" / "harness"
 # must be that of the program text: no contraction.
 FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 KERNEL_FLAGS = [
-    "-O2",
     "-g1",
     "-fno-strict-aliasing",
     "-ffp-contract=off",
@@ -56,6 +56,8 @@ KERNEL_FLAGS = [
 BINDING_FLAGS = ["-O0"]
 SANITIZER_FLAGS = [
     "-fsanitize=address,undefined",
+    # AddressSanitizer sees these too, and they would take most of the compiler's time.
+    "-fno-sanitize=null,object-size,vptr",
     "-fno-sanitize-recover=undefined",
     "-fno-omit-frame-pointer",
 ]
@@ -67,6 +69,13 @@ SANITIZER_LIBRARIES = ["libasan.so", "libubsan.so", "libstdc++.so.6"]
 
 class BuildError(RuntimeError):
     """The module could not be compiled; the message has the compiler's output."""
+
+
+class Fault(NamedTuple):
+    """A fault planted in one kernel file: a macro of csrc/kernels/planted_faults.h."""
+
+    macro: str
+    file: str
 
 
 def compiler() -> list[str]:
@@ -92,16 +101,19 @@ def is_binding(source: Path) -> bool:
     return source.name.startswith("bind")
 
 
-def _flags(source: Path, sanitize: bool) -> list[str]:
+def _flags(source: Path, sanitize: bool, fault: Fault | None = None) -> list[str]:
     flags = [*FLAGS, f"-I{HARNESS}", f"-I{KERNELS}"]
     if is_binding(source):
         flags += BINDING_FLAGS
         for path in (pybind11_include(), Path(sysconfig.get_paths()["include"])):
             flags += ["-isystem", str(path)]
         return flags
-    flags += KERNEL_FLAGS
+    # The many instances of the kernels compile twice as fast at -O1 under sanitizers.
+    flags += [*KERNEL_FLAGS, "-O1" if sanitize and source.suffix == ".cu" else "-O2"]
     if sanitize:
         flags += RUNTIME_SANITIZER_FLAGS if source.name in RUNTIME else SANITIZER_FLAGS
+    if fault is not None and fault.file == source.name:
+        flags += [f"-D{fault.macro}", "-O0"]  # -O0: compiled for one test alone
     return flags
 
 
@@ -168,26 +180,25 @@ def _included(source: Path) -> set[Path]:
     return found
 
 
-def module_path(sanitize: bool) -> Path:
+def module_path(sanitize: bool, fault: Fault | None = None) -> Path:
     """Where the module of the present sources is, once it is built."""
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    flags = [flag for source in sources() for flag in _flags(source, sanitize)]
+    flags = [flag for source in sources() for flag in _flags(source, sanitize, fault)]
     return BUILD / _digest(_all_files(), flags) / f"{MODULE_NAME}{suffix}"
 
 
-def _object_path(source: Path, sanitize: bool) -> Path:
-    digest = _digest(_included(source), _flags(source, sanitize))
+def _object_path(source: Path, sanitize: bool, fault: Fault | None = None) -> Path:
+    digest = _digest(_included(source), _flags(source, sanitize, fault))
     return BUILD / "objects" / f"{source.stem}-{digest}.o"
 
 
-def _compile(source: Path, sanitize: bool) -> None:
-    target = _object_path(source, sanitize)
+def _compile(source: Path, flags: Sequence[str], target: Path) -> None:
     if target.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     # Under a name of its own until it is complete: other processes may build the same.
     temporary = target.with_suffix(f".{os.getpid()}.o")
-    command = [*compiler(), *_flags(source, sanitize), "-c", "-x", "c++", str(source)]
+    command = [*compiler(), *flags, "-c", "-x", "c++", str(source)]
     try:
         _run([*command, "-o", str(temporary)])
         temporary.replace(target)
@@ -195,34 +206,48 @@ def _compile(source: Path, sanitize: bool) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _link(sanitize: bool) -> None:
-    target = module_path(sanitize)
-    objects = [str(_object_path(source, sanitize)) for source in sources()]
+def _link(objects: Iterable[Path], sanitize: bool, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=BUILD) as folder:
         temporary = Path(folder) / target.name
         sanitizers = SANITIZER_FLAGS if sanitize else []
         libraries = ["-pthread", "-ldl"]
-        command = [*compiler(), "-shared", *sanitizers, *objects, *libraries]
+        command = [*compiler(), "-shared", *sanitizers, *map(str, objects), *libraries]
         _run([*command, "-o", str(temporary)])
         temporary.replace(target)
 
 
-def build(variants: Sequence[bool] = (False,)) -> list[Path]:
-    """Builds the plain (False) and sanitised (True) modules asked for, in parallel."""
-    wanted = [sanitize for sanitize in variants if not module_path(sanitize).exists()]
+def build(variants: Sequence[bool] = (False,), fault: Fault | None = None) -> list[Path]:
+    """Builds the plain (False) and sanitised (True) modules asked for, in parallel.
+
+    With a fault, only the file that has it is compiled for it; the rest is that of the module
+    without one.
+    """
+    if fault is not None and fault.file not in {source.name for source in sources()}:
+        raise ValueError(f"build: expected a file of kernels, got {fault.file!r}")
+    # All paths are taken once, so that what is compiled is what is linked, whatever changes
+    # meanwhile.
+    modules = {sanitize: module_path(sanitize, fault) for sanitize in variants}
+    wanted = [sanitize for sanitize, module in modules.items() if not module.exists()]
+    objects = {
+        sanitize: {_object_path(source, sanitize, fault): source for source in sources()}
+        for sanitize in wanted
+    }
     # By the objects' paths, because both variants have the bindings' objects in common.
     jobs = {
-        _object_path(src, sanitize): (src, sanitize) for sanitize in wanted for src in sources()
+        target: (source, _flags(source, sanitize, fault), target)
+        for sanitize in wanted
+        for target, source in objects[sanitize].items()
     }
     if jobs:
         workers = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
         with ThreadPoolExecutor(workers) as pool:
             for future in [pool.submit(_compile, *job) for job in jobs.values()]:
                 future.result()
-            for future in [pool.submit(_link, sanitize) for sanitize in wanted]:
+            links = [(objects[sanitize], sanitize, modules[sanitize]) for sanitize in wanted]
+            for future in [pool.submit(_link, *link) for link in links]:
                 future.result()
-    return [module_path(sanitize) for sanitize in variants]
+    return [modules[sanitize] for sanitize in variants]
 
 
 def sanitizer_libraries() -> list[str]:
@@ -251,14 +276,14 @@ def sanitizers_preloaded() -> bool:
 
 
 @functools.cache
-def load(sanitize: bool = False) -> ModuleType:
+def load(sanitize: bool = False, fault: Fault | None = None) -> ModuleType:
     """Builds the module if needed and imports it; twice the same call gives the same module."""
     if sanitize and not sanitizers_preloaded():
         raise RuntimeError(
             "load: expected a process started with sanitizer_environment() for sanitize=True, "
             "got one without the sanitizers' libraries"
         )
-    (path,) = build([sanitize])
+    (path,) = build([sanitize], fault)
     loader = importlib.machinery.ExtensionFileLoader(MODULE_NAME, str(path))
     spec = importlib.util.spec_from_file_location(MODULE_NAME, path, loader=loader)
     assert spec is not None

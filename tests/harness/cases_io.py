@@ -60,7 +60,8 @@ class Case:
         arguments: those named in ``expected`` are outputs: their contents do not matter, they are
             poisoned before each call. All others must come back unchanged.
         expected: by argument; a list for an argument that is a list of arrays (None: not checked).
-        kernels: names of kernels that the call must launch.
+        kernels: names of kernels that the call must launch, as launches give them or, for one
+            instance of a template, as in ``msr::scale_kernel<float, 4>``.
     """
 
     name: str

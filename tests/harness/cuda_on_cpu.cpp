@@ -49,6 +49,7 @@ struct Settings {
 Settings settings;
 std::mutex launch_mutex;  // one launch at a time; guards what follows
 std::map<std::string, std::uint64_t> counts;
+std::map<const void*, std::uint64_t> counts_by_address;
 std::map<const void*, std::size_t> allowed_dynamic_shared;
 
 std::string text(const char* label, unsigned int x, unsigned int y, unsigned int z) {
@@ -545,9 +546,20 @@ std::map<std::string, std::uint64_t> launch_counts() {
   return counts;
 }
 
+std::map<std::string, std::uint64_t> launches_of_compiled_kernels() {
+  const std::lock_guard<std::mutex> lock(launch_mutex);
+  std::map<std::string, std::uint64_t> result;
+  for (const auto& [address, name] : compiled_kernels()) {
+    const auto found = counts_by_address.find(address);
+    result[name] += found == counts_by_address.end() ? 0 : found->second;
+  }
+  return result;
+}
+
 void reset_launch_counts() {
   const std::lock_guard<std::mutex> lock(launch_mutex);
   counts.clear();
+  counts_by_address.clear();
 }
 
 void allow_dynamic_shared(const void* kernel, int bytes) {
@@ -567,6 +579,7 @@ void launch(const LaunchConfig& given, void (*thread_body)(void*), void* closure
   const StaticShared shared = static_shared_of(config.kernel);
   check(config, shared);
   ++counts[config.name];
+  ++counts_by_address[config.kernel];
 
   Launch work(config, thread_body, closure);
   const std::uint64_t blocks = std::uint64_t{config.grid.x} * config.grid.y * config.grid.z;

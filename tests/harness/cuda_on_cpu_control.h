@@ -25,6 +25,9 @@ void set_portable_fibers(bool portable);
 
 // Launches since the last reset, by kernel name.
 std::map<std::string, std::uint64_t> launch_counts();
+// The same for every kernel of the module, also those never launched. Here each instance of a
+// template counts by itself, and nothing that a launch says of its kernel matters.
+std::map<std::string, std::uint64_t> launches_of_compiled_kernels();
 void reset_launch_counts();
 
 // Whether the kernels were compiled with AddressSanitizer.

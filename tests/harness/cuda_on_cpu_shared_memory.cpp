@@ -1,9 +1,11 @@
 #include "cuda_on_cpu_shared_memory.h"
 
+#include <cxxabi.h>
 #include <dlfcn.h>
 #include <elf.h>
 #include <link.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <iterator>
@@ -42,6 +44,7 @@ class SymbolTable {
   }
 
   const char* load_address() const { return load_address_; }
+  const std::vector<Function>& kernels() const { return kernels_; }
   std::size_t anchor_offset() const { return anchor_offset_; }
 
   StaticShared static_shared_of(const void* kernel) const {
@@ -122,7 +125,37 @@ class SymbolTable {
   std::vector<NamedVariable> variables_;
 };
 
+// "msr::scale_kernel<float, 4>" of a kernel's symbol: without return type, tag and parameters.
+std::string kernel_name(const std::string& symbol) {
+  char* const demangled = abi::__cxa_demangle(symbol.c_str(), nullptr, nullptr, nullptr);
+  if (demangled == nullptr) return symbol;
+  std::string name = demangled;
+  std::free(demangled);
+  const std::string tag = "[abi:cuda_global]";
+  const std::size_t tag_begin = name.find(tag);
+  std::size_t end = tag_begin;
+  name.erase(tag_begin, tag.size());
+  for (int depth = 0; end < name.size() && (depth > 0 || name[end] != '('); ++end) {
+    if (name[end] == '<') ++depth;
+    if (name[end] == '>') --depth;
+  }
+  name.erase(end);
+  return name.compare(0, 5, "void ") == 0 ? name.substr(5) : name;
+}
+
 }  // namespace
+
+const std::map<const void*, std::string>& compiled_kernels() {
+  static const std::map<const void*, std::string> kernels = [] {
+    const SymbolTable& table = SymbolTable::instance();
+    std::map<const void*, std::string> result;
+    for (const Function& kernel : table.kernels()) {
+      result[table.load_address() + kernel.offset] = kernel_name(kernel.name);
+    }
+    return result;
+  }();
+  return kernels;
+}
 
 void* SharedVariable::address() const {
   const SymbolTable& table = SymbolTable::instance();

@@ -1,10 +1,12 @@
-// The static __shared__ variables of this module's kernels, found in its symbol table.
+// The kernels of this module and their static __shared__ variables, found in its symbol table.
 //
-// C++ gives a program no list of its function-local statics, but the compiled module has one: the
-// specifiers of cuda_on_cpu.h tag the names of kernels and of shared variables.
+// C++ gives a program no list of its functions or their static variables, but the compiled module
+// has one: the specifiers of cuda_on_cpu.h tag the names of kernels and of shared variables.
 #pragma once
 
 #include <cstddef>
+#include <map>
+#include <string>
 #include <vector>
 
 namespace cuda_on_cpu {
@@ -26,5 +28,9 @@ struct StaticShared {
 };
 
 StaticShared static_shared_of(const void* kernel);
+
+// Every kernel that was compiled into this module, each instance of a template by itself: its
+// address, and its name as in "msr::scale_kernel<float, 4>".
+const std::map<const void*, std::string>& compiled_kernels();
 
 }  // namespace cuda_on_cpu

@@ -139,6 +139,11 @@ def _arrays(value: Argument) -> list[ArrayLike | None]:
     return []
 
 
+def _launches(module: ModuleType) -> dict[str, int]:
+    """By the names that launches gave, and by those of the compiled instances."""
+    return {**module.compiled_kernels(), **module.launch_counts()}
+
+
 def _call(module: ModuleType, case: Case) -> dict[str, Argument]:
     """One call on fresh memory; checks what it must leave alone, and returns its arguments."""
     unknown = set(case.expected) - set(case.arguments)
@@ -149,9 +154,9 @@ def _call(module: ModuleType, case: Case) -> dict[str, Argument]:
         for array in _arrays(arguments[name]):
             if array is not None:
                 _poison(elements(array))
-    before = module.launch_counts()
+    before = _launches(module)
     _resolve(module, case.function)(**arguments)
-    after = module.launch_counts()
+    after = _launches(module)
     for kernel in case.kernels:
         if after.get(kernel, 0) == before.get(kernel, 0):
             launched = sorted(k for k in after if after[k] != before.get(k, 0))
@@ -223,7 +228,10 @@ def run_case(
 
 
 def replay(
-    module: ModuleType, cases: Iterable[Case], progress: Callable[[str], None] | None = None
+    module: ModuleType,
+    cases: Iterable[Case],
+    progress: Callable[[str], None] | None = None,
+    orders: Sequence[tuple[str, int]] = ORDERS,
 ) -> list[Failure]:
     """Runs every case; returns those that failed."""
     failures = []
@@ -231,18 +239,30 @@ def replay(
         if progress is not None:
             progress(case.name)
         try:
-            run_case(module, case)
+            run_case(module, case, orders)
         except Exception as error:  # whatever it is, the other cases are to run too
             failures.append(Failure(case, f"{type(error).__name__}: {error}"))
     return failures
 
 
-def replay_sanitized(path: str | Path, timeout: float = 600) -> subprocess.CompletedProcess[str]:
-    """Runs this script on a file of cases in a process with the sanitizers."""
-    build.build([True])
+def replay_apart(
+    path: str | Path,
+    *,
+    sanitize: bool = True,
+    fault: build.Fault | None = None,
+    orders: int = len(ORDERS),
+    timeout: float = 600,
+) -> subprocess.CompletedProcess[str]:
+    """Runs this script on a file of cases in a process of its own."""
+    build.build([sanitize], fault)
+    command = [sys.executable, __file__, str(path), "--orders", str(orders)]
+    if not sanitize:
+        command.append("--plain")
+    if fault is not None:
+        command += ["--fault", *fault]
     return subprocess.run(
-        [sys.executable, __file__, str(path)],
-        env=build.sanitizer_environment(),
+        command,
+        env=build.sanitizer_environment() if sanitize else None,
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -254,14 +274,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", type=Path, help="a file that write_cases wrote")
     parser.add_argument("--plain", action="store_true", help="without sanitizers")
+    parser.add_argument(
+        "--fault", nargs=2, metavar=("MACRO", "FILE"), help="plant a fault in a file of kernels"
+    )
+    parser.add_argument(
+        "--orders", type=int, default=len(ORDERS), help="thread orders to run each case in"
+    )
     arguments = parser.parse_args()
+    fault = build.Fault(*arguments.fault) if arguments.fault else None
     if not arguments.plain and not build.sanitizers_preloaded():
-        build.build([True])  # here, where the compiler runs unhindered
+        build.build([True], fault)  # here, where the compiler runs unhindered
         command = [sys.executable, *sys.argv]
         os.execve(command[0], command, build.sanitizer_environment())
-    module = build.load(sanitize=not arguments.plain)
+    module = build.load(not arguments.plain, fault)
     cases = read_cases(arguments.cases)
-    failures = replay(module, cases, progress=lambda name: print(f"{name} ...", flush=True))
+    failures = replay(
+        module,
+        cases,
+        progress=lambda name: print(f"{name} ...", flush=True),
+        orders=ORDERS[: arguments.orders],
+    )
     for failure in failures:
         print(f"FAILED {failure.case.name} ({failure.case.function}): {failure.message}")
     print(f"{len(cases) - len(failures)} passed, {len(failures)} failed", flush=True)

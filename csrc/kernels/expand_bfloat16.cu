@@ -1,0 +1,10 @@
+#include "expand_dispatch.cuh"
+
+namespace msr {
+
+const char* launch_expand_bfloat16(const GatherParams& params, const GatherChoice& choice,
+                                   void* stream) {
+  return launch_expand<BFloat16>(params, choice, stream);
+}
+
+}  // namespace msr

@@ -1,0 +1,10 @@
+#include "expand_dispatch.cuh"
+
+namespace msr {
+
+const char* launch_expand_float(const GatherParams& params, const GatherChoice& choice,
+                                void* stream) {
+  return launch_expand<float>(params, choice, stream);
+}
+
+}  // namespace msr

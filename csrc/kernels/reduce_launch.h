@@ -1,0 +1,157 @@
+// What the fast spread kernels are told besides SpreadParams: which branches to write and how the
+// work is cut into blocks. reduce_plan.h fills it in.
+#pragma once
+
+#include <cstdint>
+
+#include "params.h"
+
+namespace msr {
+
+enum class SpreadKernel : int32_t {
+  kGeneral,       // spread_kernel.cuh: anything
+  kPlanar,        // reduce_aligned_kernel.cuh and reduce_planar_kernel.cuh: columns contiguous
+  kChannelsLast,  // reduce_channels_last_kernel.cuh: channels contiguous
+};
+
+// What select_kernel chooses; tests set its fields to force a variant.
+struct SpreadChoice {
+  SpreadKernel kernel;
+  int32_t vector;      // at most this many elements per load
+  int32_t group;       // at most this many branches that share one read of the gradient
+  int32_t strip_rows;  // height of a block's strip of the gradient; 0: chosen for enough blocks
+  bool aligned;        // exact factors may take the kernel made for them
+};
+
+constexpr int kMaxVector = 8;        // as many as 16 bytes hold
+constexpr int kMaxGroup = 3;         // branches that one kernel instance handles together
+constexpr int kReduceThreads = 256;  // of a block, or half or a quarter on small maps
+constexpr int kLeastReduceThreads = 64;
+// Enough for two blocks on each multiprocessor of the largest GPUs, with some to spare.
+constexpr int64_t kWantedReduceBlocks = 528;
+constexpr int32_t kMaxStripRows = 64;
+constexpr int64_t kMaxReduceBlocks = (int64_t{1} << 31) - 1;
+// What every GPU grants without being asked.
+constexpr int64_t kMaxSharedBytes = 48 * 1024;
+constexpr int32_t kMaxOuterTaps = 256;
+// Below this a column index plus one half is exact in float32, so that a nearest rule with a factor
+// of two picks what the factor says.
+constexpr int32_t kMaxExactColumns = 1 << 22;
+
+// Shared memory of every kernel: what the block does, the taps of depth and batch, of rows, of
+// columns, buffers for the horizontal sums, and the partial dot products, in this order.
+constexpr int kBlockWorkBytes = 112;
+struct OuterTap {
+  int64_t grad_offset;  // elements, from the first tap's plane
+  int64_t gate_offset;  // bits, likewise
+  float weight;
+  int32_t depth;  // of the gradient where this block owns it (identity branches), else -1
+};
+struct alignas(16) RowTap {
+  int32_t index;
+  float first;
+  float second;
+  int32_t unused;
+};
+constexpr int kAlignedClasses = 3;  // first, inner and last columns
+constexpr int kAlignedTaps = 16;    // at most: factor 8, linear
+
+// One part of a launch: branches of one channel slice that read the same planes of the gradient.
+struct ReduceJob {
+  int8_t branches[kMaxGroup];  // that are summed up
+  int8_t num_branches;
+  int8_t first;        // the branch that tells slice, depth and batch of all of them
+  uint8_t identities;  // bitmask of the branches that are written as they are
+  bool over_batch;     // the branch has one image for all of the gradient's
+  int32_t strip_rows;
+  int32_t strips;
+  int32_t depths;  // input depths: each is a set of strips of its own
+  // reduce_planar alone, else 0: threads per plane, columns of the gradient that a block owns, and
+  // how many such tiles there are.
+  int32_t threads_x;
+  int32_t tile_columns;
+  int32_t column_tiles;
+  int64_t items;  // planes times column vectors; reduce_planar: planes; channels_last: columns
+                  // times channel vectors, of all images
+  int64_t tiles;  // blocks for one strip
+  int64_t blocks_in_region;  // of the launch
+  int64_t block_begin;       // the first of them
+
+  int64_t blocks() const { return tiles * strips * depths; }
+
+  // Partial dot products are kept by slot: the summed branches, then the identities.
+  MSR_HOST_DEVICE int slots() const {
+    int count = num_branches;
+    for (int b = 0; b < kMaxInputs; ++b) count += identities >> b & 1;
+    return count;
+  }
+  MSR_HOST_DEVICE int branch_of(int slot) const {
+    if (slot < num_branches) return branches[slot];
+    slot -= num_branches;
+    int b = 0;
+    while (!(identities >> b & 1) || slot-- > 0) ++b;
+    return b;
+  }
+};
+
+// One launch: jobs that the same kernel instance handles. Blocks are ordered by region (a strip of
+// rows) first, so that jobs which read the same part of the gradient do so at about the same time,
+// and the second one finds it in the L2 cache.
+struct ReduceLaunch {
+  ReduceJob jobs[kMaxInputs];
+  int32_t num_jobs;
+  int32_t threads;  // of a block
+  int32_t rows;     // of the gradient
+  bool aligned;
+  int8_t vector;  // elements per load
+  int8_t group;
+  int8_t columns;   // reduce_planar: that a thread owns
+  int64_t regions;  // into which every job's blocks are cut
+  int64_t blocks_per_region;
+  int32_t row_capacity;  // row taps of one branch
+  int32_t rows_at;       // bytes
+  int32_t columns_at;
+  int32_t buffers_at;
+  int32_t dots_at;
+  int32_t shared_bytes;
+
+  int64_t blocks() const { return regions * blocks_per_region; }
+};
+
+static_assert(sizeof(SpreadParams) + sizeof(ReduceLaunch) <= 4096,
+              "before CUDA 12.1, kernels took no more");
+
+struct SpreadPlan {
+  SpreadChoice choice;
+  ReduceLaunch launches[kMaxInputs];
+  int32_t num_launches;
+};
+
+// Columns that a thread owns, loaded in vectors of `vector`; and threads of a block.
+constexpr int reduce_planar_columns(DType dtype, int vector) {
+  return dtype == DType::kFloat32 || vector == 1 ? 4 : 8;
+}
+constexpr int reduce_planar_threads(int columns) { return columns == 8 ? 128 : 256; }
+
+// One instance of a kernel template, and how to start it.
+struct ReduceInstance {
+  const char* name;
+  DType dtype;
+  int32_t vector;
+  int32_t group;
+  void (*start)(const char* name, const SpreadParams& params, const ReduceLaunch& launch,
+                void* stream);
+
+  bool is(DType wanted, const ReduceLaunch& launch) const {
+    return dtype == wanted && vector == launch.vector && group == launch.group;
+  }
+};
+struct ReduceInstances {
+  const ReduceInstance* first;
+  int count;
+};
+ReduceInstances reduce_aligned_instances();
+ReduceInstances reduce_planar_instances();
+ReduceInstances reduce_channels_last_instances();
+
+}  // namespace msr

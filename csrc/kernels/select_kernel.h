@@ -1,0 +1,49 @@
+// Which kernel runs a call: pure functions of its parameters, on the host. Each fast path has
+// several variants; a call takes the first of its list that fits, or else the general kernel, which
+// fits everything. Tests ask for a variant by its number instead, and launchers refuse one that
+// does not fit.
+#pragma once
+
+#include <cstdint>
+
+#include "expand_plan.h"
+#include "launch.h"
+#include "params.h"
+#include "reduce_plan.h"
+
+namespace msr {
+
+// ---- gather-sum ---------------------------------------------------------------------------------
+
+constexpr GatherChoice kGeneralGather = {GatherKernel::kGeneral, 1, 0, 0, 0};
+
+// Whether a variant computes a call: element types, strides, alignment, ranges.
+inline bool fits(const GatherParams& params, bool acc_is_double, const GatherChoice& choice) {
+  if (choice.kernel == GatherKernel::kGeneral) return true;
+  const bool channels_last = choice.kernel == GatherKernel::kExpandChannelsLast;
+  return !acc_is_double && channels_last == params.out.channels_last && expand_fits(params, choice);
+}
+
+inline GatherChoice select_kernel(const GatherParams& params, bool acc_is_double) {
+  for (const GatherChoice& variant : kExpandVariants) {
+    if (fits(params, acc_is_double, variant)) return variant;
+  }
+  return kGeneralGather;
+}
+
+// ---- spread -------------------------------------------------------------------------------------
+
+// Branches choose between the instances of a kernel one by one, where plan_spread (reduce_plan.h)
+// sorts them into launches.
+inline SpreadChoice select_kernel(const SpreadParams& params, bool acc_is_double) {
+  SpreadChoice choice{SpreadKernel::kGeneral, kMaxVector, kMaxGroup, 0, true};
+  if (acc_is_double) return choice;
+  if (reduce_fits(params, SpreadKernel::kPlanar)) {
+    choice.kernel = SpreadKernel::kPlanar;
+  } else if (reduce_fits(params, SpreadKernel::kChannelsLast)) {
+    choice.kernel = SpreadKernel::kChannelsLast;
+  }
+  return choice;
+}
+
+}  // namespace msr

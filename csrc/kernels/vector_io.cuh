@@ -1,0 +1,111 @@
+// Vectors of map elements and of mask bits, as the fast paths read and write them.
+#pragma once
+
+#include "cuda_compat.h"
+#include "params.h"
+
+namespace msr {
+
+// V neighbours in memory. The alignment is what one load instruction needs, at most 16 bytes: the
+// compiler turns a copy of a Vector into as few loads or stores as that allows. Elements of two
+// bytes stay in pairs, as registers hold them: taken apart, each would need one of its own, and an
+// instruction to get there.
+template <typename T, int V, bool kPairs = sizeof(T) == 2 && V % 2 == 0>
+struct alignas(V * sizeof(T) < 16 ? V * sizeof(T) : 16) Vector {
+  T at[V];
+};
+template <typename T, int V>
+struct alignas(V * sizeof(T) < 16 ? V * sizeof(T) : 16) Vector<T, V, true> {
+  uint32_t pairs[V / 2];
+};
+
+template <typename T, int V>
+__device__ __forceinline__ Vector<T, V> load_vector(const T* address) {
+  return *reinterpret_cast<const Vector<T, V>*>(address);
+}
+
+__device__ __forceinline__ float2 widen_pair(uint32_t word, Half) {
+  __half2 pair;
+  memcpy(&pair, &word, sizeof word);
+  return __half22float2(pair);
+}
+__device__ __forceinline__ float2 widen_pair(uint32_t word, BFloat16) {
+  return make_float2(bits_to_float(word << 16), bits_to_float(word & 0xffff0000u));
+}
+
+// Two neighbours in one word, rounded by one instruction.
+__device__ __forceinline__ uint32_t narrow_pair(float first, float second, Half) {
+  const __half2 pair = __floats2half2_rn(first, second);
+  uint32_t word;
+  memcpy(&word, &pair, sizeof word);
+  return word;
+}
+__device__ __forceinline__ uint32_t narrow_pair(float first, float second, BFloat16) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
+  uint32_t word;
+  memcpy(&word, &pair, sizeof word);
+  return word;
+}
+
+// Element i, which is a constant once loops are unrolled.
+template <typename T, int V>
+__device__ __forceinline__ float widen_element(const Vector<T, V>& raw, int i) {
+  if constexpr (sizeof(T) == 2 && V % 2 == 0) {
+    const float2 pair = widen_pair(raw.pairs[i / 2], T{});
+    return i % 2 == 0 ? pair.x : pair.y;
+  } else {
+    return widen<float>(raw.at[i]);
+  }
+}
+
+template <typename T, int V>
+__device__ __forceinline__ void widen_vector(const Vector<T, V>& raw, float (&values)[V]) {
+#pragma unroll
+  for (int i = 0; i < V; ++i) values[i] = widen_element<T, V>(raw, i);
+}
+
+template <typename T, int V>
+__device__ __forceinline__ void store_vector(T* address, const float (&values)[V]) {
+  Vector<T, V> raw;
+  if constexpr (sizeof(T) == 2 && V % 2 == 0) {
+#pragma unroll
+    for (int i = 0; i < V; i += 2) raw.pairs[i / 2] = narrow_pair(values[i], values[i + 1], T{});
+  } else {
+#pragma unroll
+    for (int i = 0; i < V; ++i) raw.at[i] = Narrow<T>::from(values[i]);
+  }
+  *reinterpret_cast<Vector<T, V>*>(address) = raw;
+}
+
+// Bits [offset, offset + count) of a mask, the first one lowest; at most 8, so they lie in two
+// bytes.
+__device__ __forceinline__ uint32_t gate_bits(const uint8_t* gate, int64_t offset, int count) {
+  const int shift = static_cast<int>(offset & 7);
+  uint32_t bits = gate[offset >> 3];
+  if (shift + count > 8) bits |= static_cast<uint32_t>(gate[(offset >> 3) + 1]) << 8;
+  return bits >> shift;
+}
+template <int V>
+__device__ __forceinline__ uint32_t gate_bits(const uint8_t* gate, int64_t offset) {
+  static_assert(V <= 8, "two bytes hold at most 9 neighbouring bits for certain");
+  return gate_bits(gate, offset, V);
+}
+
+// Sets elements whose bit is 0 to zero, whatever they hold.
+template <typename T, int V>
+__device__ __forceinline__ void apply_gate(Vector<T, V>& raw, uint32_t bits) {
+  if constexpr (sizeof(T) == 2 && V % 2 == 0) {
+    // Bit 2k of the mask stays in its place, bit 2k + 1 moves to 2k + 16; a product then widens
+    // both to the halves of a pair.
+    const uint32_t spread = bits | bits << 15;
+#pragma unroll
+    for (int k = 0; k < V / 2; ++k) raw.pairs[k] &= (spread >> (2 * k) & 0x10001u) * 0xffffu;
+  } else {
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      if (!(bits >> i & 1)) raw.at[i] = T{};
+    }
+  }
+}
+
+}  // namespace msr
