@@ -4,58 +4,126 @@ Enumerations have the numbers of ``csrc/kernels/params.h``, ``resample_math.h`` 
 operator call packs them into one integer, because a dispatcher call costs by its number of
 arguments:
 
-====== =====================================================
+====== ================================================================
 bits   meaning
-====== =====================================================
-0-31   mode of input ``i`` at bits ``4 i`` to ``4 i + 3``
+====== ================================================================
+0-31   mode of input ``i`` at bits ``4 i`` to ``4 i + 3``; 15: a pooling source
 32-35  activation
 36     concatenate (else: sum)
 37     the result is channels_last
 38-39  dtype of the result, an index into :data:`DTYPES`
 40     save the activation's bitmask
 41     accumulate in float64
-====== =====================================================
+====== ================================================================
+
+Kernels exist for the modes up to :data:`LAST_KERNEL_MODE` and the activations of
+:data:`KERNEL_ACTIVATIONS`; they refuse all other numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ._pool import Pool
+
 MAX_INPUTS = 8
 
-#: Names that ``mode`` takes; "linear" means linear, bilinear or trilinear by rank.
-MODES = ("nearest", "nearest-exact", "linear")
 LINEAR_NAMES = {1: "linear", 2: "bilinear", 3: "trilinear"}
-ACTIVATIONS = (None, "relu")
+#: The number of an activation is its place here.
+ACTIVATIONS = (None, "relu", "relu6", "leaky_relu", "silu", "gelu", "hardswish", "sigmoid")
+KERNEL_ACTIVATIONS = (None, "relu")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 class Mode(IntEnum):
-    """One rule for source coordinates."""
+    """One rule for the taps of an axis."""
 
     NEAREST = 0
     NEAREST_EXACT = 1
     LINEAR = 2
     LINEAR_ALIGN_CORNERS = 3
+    CUBIC = 4
+    CUBIC_ALIGN_CORNERS = 5
+    AREA = 6
+    LINEAR_ANTIALIAS = 7
+    LINEAR_ANTIALIAS_ALIGN_CORNERS = 8
+    CUBIC_ANTIALIAS = 9
+    CUBIC_ANTIALIAS_ALIGN_CORNERS = 10
+    LANCZOS_ANTIALIAS = 11
 
 
-def _mode_table(rank: int) -> dict[tuple[str, bool | None], Mode]:
-    table: dict[tuple[str, bool | None], Mode] = {
-        ("nearest", None): Mode.NEAREST,
-        ("nearest-exact", None): Mode.NEAREST_EXACT,
+#: Compiled kernels know the modes up to this one.
+LAST_KERNEL_MODE = Mode.LINEAR_ALIGN_CORNERS
+#: Modes whose coordinates do not follow a scale factor, but the sizes alone.
+SIZE_MODES = frozenset(
+    {
+        Mode.LINEAR_ALIGN_CORNERS,
+        Mode.CUBIC_ALIGN_CORNERS,
+        Mode.AREA,
+        Mode.LINEAR_ANTIALIAS_ALIGN_CORNERS,
+        Mode.CUBIC_ANTIALIAS_ALIGN_CORNERS,
     }
-    for name in ("linear", LINEAR_NAMES[rank]):
-        table[name, None] = table[name, False] = Mode.LINEAR
-        table[name, True] = Mode.LINEAR_ALIGN_CORNERS
+)
+
+#: How one input gets to the size of the result.
+Source = Mode | Pool
+
+
+def _mode_table(rank: int) -> dict[tuple[str, bool | None, bool], Mode]:
+    table: dict[tuple[str, bool | None, bool], Mode] = {
+        ("nearest", None, False): Mode.NEAREST,
+        ("nearest-exact", None, False): Mode.NEAREST_EXACT,
+        ("area", None, False): Mode.AREA,
+    }
+    for name in dict.fromkeys(("linear", LINEAR_NAMES[rank])):
+        table[name, None, False] = table[name, False, False] = Mode.LINEAR
+        table[name, True, False] = Mode.LINEAR_ALIGN_CORNERS
+        table[name, None, True] = table[name, False, True] = Mode.LINEAR_ANTIALIAS
+        table[name, True, True] = Mode.LINEAR_ANTIALIAS_ALIGN_CORNERS
+    for name in ("cubic", "bicubic"):
+        table[name, None, False] = table[name, False, False] = Mode.CUBIC
+        table[name, True, False] = Mode.CUBIC_ALIGN_CORNERS
+        table[name, None, True] = table[name, False, True] = Mode.CUBIC_ANTIALIAS
+        table[name, True, True] = Mode.CUBIC_ANTIALIAS_ALIGN_CORNERS
+    table["lanczos", None, True] = table["lanczos", False, True] = Mode.LANCZOS_ANTIALIAS
     return table
 
 
-#: rank -> (mode, align_corners) -> Mode
+#: rank -> (mode, align_corners, antialias) -> Mode
 MODE_TABLES = {rank: _mode_table(rank) for rank in LINEAR_NAMES}
+
+
+def mode_names(rank: int) -> tuple[str, ...]:
+    """Names that ``mode`` takes; "linear" means linear, bilinear or trilinear by rank."""
+    return tuple(dict.fromkeys(name for name, _, _ in MODE_TABLES[rank]))
+
+
+class Call(NamedTuple):
+    """A validated call of a gather-sum: what the reference takes, and what kernels are told."""
+
+    inputs: Sequence[Tensor]
+    size: tuple[int, ...]
+    modes: list[Source]  # per input
+    scale_factors: list[tuple[float, ...] | None]  # per input; None: from the sizes
+    flat_scales: list[float]  # for the kernels: empty, or per input and axis, 0 where None
+    spec: int
+    reasons: list[str]  # why there is no kernel for these modes and this activation
+
+    @property
+    def batch(self) -> int:
+        """The batch size of the result: inputs with one entry are broadcast."""
+        return next((x.shape[0] for x in self.inputs if x.shape[0] != 1), 1)
+
+    @property
+    def activation(self) -> str | None:
+        """The name of the activation."""
+        return ACTIVATIONS[self.spec >> ACTIVATION_SHIFT & 15]
+
 
 ACTIVATION_SHIFT = 32
 CAT = 1 << 36
@@ -69,9 +137,12 @@ REQUEST_WANTED = 1
 REQUEST_CHANNELS_LAST = 2
 REQUEST_DTYPE_SHIFT = 2
 
+#: Stands for the mode of a pooling source.
+POOL_BITS = 15
+
 
 def pack(
-    modes: Sequence[Mode],
+    modes: Sequence[Source],
     *,
     cat: bool,
     activation: str | None,
@@ -82,7 +153,7 @@ def pack(
     """The integer described in the module's docstring, without ``SAVE_MASK``."""
     spec = ACTIVATIONS.index(activation) << ACTIVATION_SHIFT | DTYPES.index(dtype) << DTYPE_SHIFT
     for i, mode in enumerate(modes):
-        spec |= int(mode) << (4 * i)
+        spec |= (POOL_BITS if isinstance(mode, Pool) else mode) << (4 * i)
     if cat:
         spec |= CAT
     if channels_last:

@@ -6,22 +6,33 @@ Every function takes ``impl``: ``"auto"`` runs the compiled kernel unless there 
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from . import _extension, _spec, autograd, reference
+from . import _dispatch, _spec, _validate, autograd, reference
+from ._dispatch import Impl, unsupported_reasons
+from ._validate import ModeName, ScaleFactor, Size
 
-Impl = Literal["auto", "kernel", "reference"]
-Size = int | Sequence[int] | None
-ScaleFactor = float | Sequence[float]
-
-_SPATIAL = {1: "L", 2: "H, W", 3: "D, H, W"}
+__all__ = [
+    "Impl",
+    "ModeName",
+    "Observation",
+    "ScaleFactor",
+    "Size",
+    "observers",
+    "resample",
+    "resample_argmax",
+    "resample_binary_cross_entropy_with_logits",
+    "resample_cat",
+    "resample_cross_entropy",
+    "resample_max",
+    "resample_pyramid",
+    "resample_sum",
+    "unsupported_reasons",
+]
 
 
 def resample(
@@ -39,20 +50,24 @@ def resample(
 
     Args:
         input (Tensor[N, C, *spatial]): 1, 2 or 3 spatial axes; float32, float16, bfloat16 or
-            float64; any strides.
+            float64 (PyTorch's function takes uint8 too); any strides.
         size: spatial size of the result, in elements; one number means all axes.
         scale_factor: factor on the spatial size, ``floor(in * scale_factor)``. Exactly one of
             ``size`` and ``scale_factor`` must be given.
-        mode: ``"nearest"``, ``"nearest-exact"`` or ``"linear"`` (also by its names by rank,
-            ``"bilinear"`` and ``"trilinear"``).
-        align_corners: for linear: corner elements keep their values. Must be None for nearest.
+        mode: ``"nearest"``, ``"nearest-exact"``, ``"linear"`` (also by its names by rank,
+            ``"bilinear"`` and ``"trilinear"``), ``"bicubic"`` (or ``"cubic"``, at any rank),
+            ``"area"``, ``"lanczos"`` (antialiased only). There are kernels for nearest and for
+            linear without antialiasing; the others run in plain PyTorch.
+        align_corners: for linear and cubic: corner elements keep their values. Must be None for
+            nearest and area.
         recompute_scale_factor: take coordinates from the sizes although ``scale_factor`` is given.
-        antialias: must be False: no mode listed above has an antialiased form here.
+        antialias: for linear and cubic: widen the filter by the scale where the map gets smaller,
+            at any rank (PyTorch: 2-D only).
         impl: ``"auto"``, ``"kernel"`` or ``"reference"``.
 
     Returns:
         Tensor[N, C, *size]: dtype of ``input``, also under autocast; channels_last where ``input``
-        is, else contiguous. Never an alias of ``input``.
+        is, else contiguous. Never an alias of ``input``. An axis that keeps its size is copied.
 
     Raises:
         ValueError: wrong rank, sizes, mode or scale factor. TypeError: not a floating-point tensor.
@@ -60,7 +75,8 @@ def resample(
 
     Gradients of any order, deterministic on every device.
 
-    Source: coordinates as ATen's ``UpSample.h``; linear ones evaluated exactly, not in float32.
+    Source: coordinates and filters as ATen's ``UpSample.h`` and ``UpSampleKernel.cpp``; those that
+    are not nearest are evaluated exactly, not in float32.
     """
     name = "resample"
     if not isinstance(input, Tensor):
@@ -70,15 +86,13 @@ def resample(
             f"{name}: expected exactly one of size and scale_factor, got "
             + ("neither" if size is None else "both")
         )
-    if antialias:
-        raise ValueError(f"{name}: expected antialias=False with mode {mode!r}, got True")
     if recompute_scale_factor and scale_factor is None:
         raise ValueError(f"{name}: recompute_scale_factor=True needs scale_factor, got size")
-    call = _prepare(
-        name, [input], size, mode, align_corners, [scale_factor], None, None,
-        keep_scales=not recompute_scale_factor, argument="input",
+    call = _validate.prepare(
+        name, [input], size, mode, align_corners, antialias, [scale_factor], None, None,
+        pooling=False, keep_scales=not recompute_scale_factor, argument="input",
     )  # fmt: skip
-    return _sum(name, call, None, None, impl)
+    return _run(name, call, impl, call.reasons, reference.resample_sum)
 
 
 def resample_sum(
@@ -86,8 +100,14 @@ def resample_sum(
     size: Size = None,
     *,
     weights: Tensor | None = None,
-    mode: str | Sequence[str] = "nearest",
+    normalize: str | None = None,
+    eps: float = 1e-4,
+    scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    out_scale: float = 1,  # Dynamo makes a default of 1.0 a symbol, and compiles twice for it
+    mode: ModeName | Sequence[ModeName] = "nearest",
     align_corners: bool | Sequence[bool | None] | None = None,
+    antialias: bool | Sequence[bool] = False,
     scale_factors: float | Sequence[ScaleFactor | None] | None = None,
     activation: str | None = None,
     dtype: torch.dtype | None = None,
@@ -95,7 +115,8 @@ def resample_sum(
 ) -> Tensor:
     r"""Resamples maps to one size and sums them: one pass, one write.
 
-    .. math:: y = \mathrm{act}\Bigl(\sum_i w_i \, R_i(x_i)\Bigr)
+    .. math::
+        y = \mathrm{act}\Bigl(scale_c \cdot out\_scale \cdot \sum_i w_i \, R_i(x_i) + bias_c\Bigr)
 
     Equivalent to ``interpolate``, ``*``, ``+`` and the activation in float32, rounded once.
 
@@ -105,16 +126,30 @@ def resample_sum(
             batch, one of a single pixel over the result. Float dtypes may be mixed.
         size: spatial size of the result; None: what ``scale_factors`` give, else that of
             ``inputs[0]``.
-        weights (Tensor[S]): one factor per input, in any float dtype of its own; read as float32
-            (float64 if a map is float64). Gets a gradient.
-        mode: ``"nearest"``, ``"nearest-exact"`` or ``"linear"`` (``"bilinear"``, ``"trilinear"``);
-            one for all, or one per input.
-        align_corners: one for all linear inputs, or one per input (None for nearest).
+        weights (Tensor): factors of the S inputs: ``[S]``; ``[S, C]`` per channel; ``[N, S, C]``
+            per image and channel; ``[N, S, 1, *size]`` per pixel (attention to scale). N may be 1.
+        normalize: how weights are normalised over the inputs: None; ``"softmax"``; ``"fast"``,
+            ``relu(w) / (sum(relu(w)) + eps)``, as the BiFPN does.
+        eps: of ``"fast"``.
+        scale (Tensor[C]): factor on each channel of the sum.
+        bias (Tensor[C]): added to each channel after that.
+        out_scale: factor on the whole sum.
+        mode: as :func:`resample` has it; or a :class:`msr_cuda.Pool` for an input that is pooled to
+            the result's size. One for all, or one per input.
+        align_corners: one for all linear and cubic inputs, or one per input (None for others).
+        antialias: one for all linear and cubic inputs, or one per input.
         scale_factors: one for all, or one per input, None where coordinates follow from the sizes.
             Those that are given must lead to the result's size, ``floor(in * factor)``.
-        activation: None or ``"relu"``, applied to the sum.
+        activation: None, ``"relu"``, ``"relu6"``, ``"leaky_relu"`` (slope 0.01), ``"silu"``,
+            ``"gelu"`` (exact), ``"hardswish"`` or ``"sigmoid"``, applied last.
         dtype: of the result. Default: the promoted dtype of the maps, also under autocast.
         impl: ``"auto"``, ``"kernel"`` or ``"reference"``.
+
+    ``weights``, ``scale`` and ``bias`` may have any float dtype of their own, are read as float32
+    (float64 if a map or the result is float64), do not take part in promotion and get gradients.
+
+    There are kernels for nearest and linear modes, weights ``[S]`` in every normalisation,
+    ``out_scale`` and ``"relu"``; a call with anything else runs in plain PyTorch as a whole.
 
     Returns:
         Tensor[N, C, *size]: contiguous or channels_last as the first input whose strides tell.
@@ -123,30 +158,58 @@ def resample_sum(
     Raises:
         ValueError, TypeError, RuntimeError: as :func:`resample`; the message names the argument.
 
-    Gradients of any order, deterministic. Memory kept for backward: one bit per element for ReLU,
-    the inputs if ``weights`` needs a gradient, else nothing. A map that passed through with weight
-    1 and no activation gets the incoming gradient itself.
+    Gradients of any order, deterministic. Memory that a kernel keeps for backward: one bit per
+    element for ReLU, the inputs if ``weights`` needs a gradient, else nothing. A map that passed
+    through with weight 1 and no activation gets the incoming gradient itself.
     """
     name = "resample_sum"
-    call = _prepare(name, inputs, size, mode, align_corners, scale_factors, activation, dtype)
-    channels = inputs[0].shape[1]
-    for i, x in enumerate(inputs):
-        if x.shape[1] != channels:
-            raise ValueError(
-                f"{name}: expected inputs[{i}] to have {channels} channels like inputs[0], "
-                f"got {x.shape[1]}"
-            )
+    call = _validate.prepare(
+        name, inputs, size, mode, align_corners, antialias, scale_factors, activation, dtype
+    )
+    _validate.check_channels(name, inputs)
     if weights is not None:
-        _check_weights(name, weights, inputs)
-    return _sum(name, call, weights, activation, impl)
+        _validate.check_weights(name, weights, call)
+    if scale is None and bias is None and normalize is None and out_scale == 1.0 and (
+        weights is None or weights.dim() == 1
+    ):  # fmt: skip
+        return _run(name, call, impl, call.reasons, reference.resample_sum, weights)
+
+    _validate.check_normalize(name, normalize, eps, weights)
+    _validate.check_out_scale(name, out_scale)
+    reasons = call.reasons
+    if weights is not None:
+        if normalize is not None:
+            accumulate = _spec.accumulation_dtype(call.spec)
+            weights = reference.normalized_weights(weights, normalize, eps, accumulate)
+        if weights.dim() != 1:
+            reasons.append(f"there is no kernel for weights of {weights.dim()} dimensions")
+    for argument, value in (("scale", scale), ("bias", bias)):
+        if value is not None:
+            _validate.check_per_channel(name, argument, value, inputs[0])
+            reasons.append(f"there is no kernel for {argument}")
+    if not reasons:
+        weights = _times_out_scale(weights, out_scale, call)
+        out_scale = 1.0
+    return _run(name, call, impl, reasons, reference.resample_sum, weights, scale, bias, out_scale)
+
+
+def _times_out_scale(weights: Tensor | None, out_scale: float, call: _spec.Call) -> Tensor | None:
+    """The factor of the whole sum as one of every input, which the kernels know."""
+    if out_scale == 1.0:
+        return weights
+    accumulate = _spec.accumulation_dtype(call.spec)
+    if weights is not None:
+        return weights.to(accumulate) * out_scale
+    return call.inputs[0].new_full((len(call.inputs),), out_scale, dtype=accumulate)
 
 
 def resample_cat(
     inputs: Sequence[Tensor],
     size: Size = None,
     *,
-    mode: str | Sequence[str] = "nearest",
+    mode: ModeName | Sequence[ModeName] = "nearest",
     align_corners: bool | Sequence[bool | None] | None = None,
+    antialias: bool | Sequence[bool] = False,
     scale_factors: float | Sequence[ScaleFactor | None] | None = None,
     activation: str | None = None,
     dtype: torch.dtype | None = None,
@@ -160,7 +223,7 @@ def resample_cat(
     Args:
         inputs (list of Tensor[N, C_i, *spatial_i]): 1 to 8 maps; any number of channels each,
             also 0.
-        size, mode, align_corners, scale_factors, activation, dtype, impl: as
+        size, mode, align_corners, antialias, scale_factors, activation, dtype, impl: as
             :func:`resample_sum`.
 
     Returns:
@@ -173,358 +236,295 @@ def resample_cat(
     of the incoming gradient.
     """
     name = "resample_cat"
-    call = _prepare(
-        name, inputs, size, mode, align_corners, scale_factors, activation, dtype, cat=True
+    call = _validate.prepare(
+        name, inputs, size, mode, align_corners, antialias, scale_factors, activation, dtype,
+        cat=True,
+    )  # fmt: skip
+    return _run(name, call, impl, call.reasons, reference.resample_cat)
+
+
+def resample_max(
+    inputs: Sequence[Tensor],
+    size: Size = None,
+    *,
+    mode: ModeName | Sequence[ModeName] = "nearest",
+    align_corners: bool | Sequence[bool | None] | None = None,
+    antialias: bool | Sequence[bool] = False,
+    scale_factors: float | Sequence[ScaleFactor | None] | None = None,
+    activation: str | None = None,
+    dtype: torch.dtype | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    r"""Resamples maps to one size and takes the largest value of each element.
+
+    .. math:: y = \mathrm{act}\bigl(\max_i R_i(x_i)\bigr)
+
+    What locally scale-invariant CNNs do over scales (Kanazawa et al., 2014). No kernel yet: the
+    resampled maps are written out, in plain PyTorch.
+
+    Args:
+        inputs (list of Tensor[N, C, *spatial_i]): 1 to 8 maps.
+        size, mode, align_corners, antialias, scale_factors, activation, dtype, impl: as
+            :func:`resample_sum`.
+
+    Returns:
+        Tensor[N, C, *size]: layout as :func:`resample_sum`. NaN where any of the values is NaN.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as :func:`resample_sum`.
+
+    Gradients go to the input with the largest value, of equal ones to the first.
+    """
+    name = "resample_max"
+    call = _validate.prepare(
+        name, inputs, size, mode, align_corners, antialias, scale_factors, activation, dtype
     )
-    if _use_reference(name, impl, call.inputs):
-        output = reference.resample_cat(
-            call.inputs, call.size, call.modes, call.scale_factors, activation,
-            _spec.result_dtype(call.spec), _spec.accumulation_dtype(call.spec),
-            bool(call.spec & _spec.CHANNELS_LAST),
+    _validate.check_channels(name, inputs)
+    reasons = [*call.reasons, "there is no kernel for the maximum"]
+    return _run(name, call, impl, reasons, reference.resample_max)
+
+
+def resample_pyramid(
+    input: Tensor,
+    sizes: Sequence[Size] | None = None,
+    scale_factors: Sequence[ScaleFactor] | None = None,
+    *,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    antialias: bool = False,
+    impl: Impl = "auto",
+) -> list[Tensor]:
+    r"""Resamples one map to several sizes.
+
+    So far each level reads the input by itself.
+
+    Args:
+        input (Tensor[N, C, *spatial]): as :func:`resample`.
+        sizes: spatial size of each level, one number or one per axis; 1 to 8 levels.
+        scale_factors: factor on the spatial size of each level. Exactly one of ``sizes`` and
+            ``scale_factors`` must be given.
+        mode, align_corners, antialias, impl: of all levels, as :func:`resample`.
+
+    Returns:
+        list of Tensor[N, C, *size]: one per level, each as :func:`resample` gives it.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as :func:`resample`.
+    """
+    name = "resample_pyramid"
+    results = []
+    for size, factor in _validate.levels(name, sizes, scale_factors):
+        call = _validate.prepare(
+            name, [input], size, mode, align_corners, antialias, [factor], None, None,
+            pooling=False, argument="input",
         )  # fmt: skip
-    else:
-        output = autograd.gather(call.inputs, None, call.size, call.spec, call.flat_scales)
-    if observers:
-        _tell(Observation(name, tuple(inputs), output, False, activation))
-    return output
+        results.append(_run(name, call, impl, call.reasons, reference.resample_sum))
+    return results
+
+
+def resample_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    mode: str = "linear",
+    align_corners: bool | None = None,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    impl: Impl = "auto",
+) -> Tensor:
+    r"""Cross entropy of logits that are resampled to the size of the target.
+
+    Equivalent to ``cross_entropy(interpolate(logits, size), target)`` in float32. No kernel yet:
+    the upsampled logits are materialised.
+
+    Args:
+        logits (Tensor[N, C, *spatial]): scores of C classes, before softmax.
+        target (Tensor[N, *size] or Tensor[N, C, *size]): class indices (any integer dtype of 8 to
+            64 bits but int8), or class probabilities (floating point).
+        mode, align_corners: of the resampling, as :func:`resample`.
+        weight (Tensor[C]): of each class; gets no gradient.
+        ignore_index: class index that counts nothing; with probabilities it must be negative.
+        label_smoothing: from 0 to 1, as :func:`torch.nn.functional.cross_entropy`.
+        reduction: ``"none"``, ``"mean"`` (weighted by the classes' weights) or ``"sum"``.
+        impl: ``"auto"``, ``"kernel"`` or ``"reference"``.
+
+    Returns:
+        Tensor: ``[N, *size]`` without reduction, else a scalar; float32 (float64 for float64
+        logits), also for half logits.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as :func:`resample`.
+
+    Source: :func:`torch.nn.functional.cross_entropy`.
+    """
+    name = "resample_cross_entropy"
+    per_channel = isinstance(target, Tensor) and target.is_floating_point()
+    size = _validate.check_target(name, logits, target, per_channel=per_channel)
+    _validate.check_classes(name, logits, target, weight, ignore_index, label_smoothing)
+    _validate.check_reduction(name, reduction)
+    resampled = _resampled_logits(name, logits, size, mode, align_corners, impl)
+    return reference.cross_entropy(
+        resampled, target, weight, ignore_index, label_smoothing, reduction
+    )
+
+
+def resample_binary_cross_entropy_with_logits(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    mode: str = "linear",
+    align_corners: bool | None = None,
+    weight: Tensor | None = None,
+    pos_weight: Tensor | None = None,
+    reduction: str = "mean",
+    impl: Impl = "auto",
+) -> Tensor:
+    r"""Binary cross entropy of logits that are resampled to the size of the target.
+
+    Equivalent to ``binary_cross_entropy_with_logits(interpolate(logits, size), target)`` in
+    float32. No kernel yet: the upsampled logits are materialised.
+
+    Args:
+        logits (Tensor[N, C, *spatial]): scores before the sigmoid.
+        target (Tensor[N, C, *size]): probabilities, of any dtype (masks may be bool or uint8).
+        mode, align_corners: of the resampling, as :func:`resample`.
+        weight (Tensor): factor on each loss, broadcast to ``[N, C, *size]``; gets no gradient.
+        pos_weight (Tensor): factor on the positive part, broadcast to ``[N, C, *size]`` (one per
+            channel: ``[C, 1, 1]``); gets no gradient.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        impl: ``"auto"``, ``"kernel"`` or ``"reference"``.
+
+    Returns:
+        Tensor: ``[N, C, *size]`` without reduction, else a scalar; float32 (float64 for float64
+        logits), also for half logits.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as :func:`resample`.
+
+    Source: :func:`torch.nn.functional.binary_cross_entropy_with_logits`.
+    """
+    name = "resample_binary_cross_entropy_with_logits"
+    size = _validate.check_target(name, logits, target, per_channel=True)
+    _validate.check_reduction(name, reduction)
+    for argument, value in (("weight", weight), ("pos_weight", pos_weight)):
+        if value is not None:
+            _validate.check_factor(name, argument, value, logits, size)
+    resampled = _resampled_logits(name, logits, size, mode, align_corners, impl)
+    return reference.binary_cross_entropy_with_logits(
+        resampled, target, weight, pos_weight, reduction
+    )
+
+
+def resample_argmax(
+    logits: Tensor,
+    size: Size = None,
+    *,
+    mode: str = "linear",
+    align_corners: bool | None = None,
+    dtype: torch.dtype = torch.int64,
+    return_max: bool = False,
+    impl: Impl = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""The class with the largest logit after resampling, for every pixel.
+
+    Equivalent to ``interpolate(logits, size).argmax(1)`` in float32. No kernel yet: the upsampled
+    logits are materialised. Not differentiable.
+
+    Args:
+        logits (Tensor[N, C, *spatial]): scores of C classes.
+        size: spatial size of the result; None: that of ``logits``.
+        mode, align_corners: of the resampling, as :func:`resample`.
+        dtype: of the indices: int64, int32 or (up to 256 classes) uint8.
+        return_max: also return the probability of that class, softmax over the classes.
+        impl: ``"auto"``, ``"kernel"`` or ``"reference"``.
+
+    Returns:
+        Tensor[N, *size]: class indices, of equal logits the first. With ``return_max`` also
+        Tensor[N, *size]: probabilities in float32 (float64 for float64 logits).
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as :func:`resample`.
+    """
+    name = "resample_argmax"
+    _validate.check_argmax(name, logits, dtype)
+    with torch.no_grad():
+        resampled = _resampled_logits(name, logits, size, mode, align_corners, impl)
+        index, probability = reference.argmax(resampled, dtype)
+    return (index, probability) if return_max else index
+
+
+def _resampled_logits(
+    name: str,
+    logits: Tensor,
+    size: Size,
+    mode: str,
+    align_corners: bool | None,
+    impl: Impl,
+) -> Tensor:
+    """The logits at another size, in the accumulation type: on a kernel where there is one."""
+    accumulate = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    call = _validate.prepare(
+        name, [logits], size, mode, align_corners, False, None, None, accumulate,
+        pooling=False, argument="logits",
+    )  # fmt: skip
+    reasons = [*call.reasons, "there is no kernel that spares the upsampled logits"]
+    _dispatch.reasons_for_reference(name, impl, call.inputs, reasons)
+    if impl == "reference" or call.reasons or unsupported_reasons(call.inputs):
+        return reference.resample_sum(call)
+    return autograd.gather(call.inputs, None, call.size, call.spec, call.flat_scales)
 
 
 class Observation(NamedTuple):
-    """What :data:`observers` are told of one call of a public function."""
+    """What :data:`observers` are told of one resampling.
+
+    Attributes:
+        function: name of the public function.
+        inputs: the maps.
+        output: the result; a pyramid tells of each level.
+        weighted: the inputs were multiplied with weights.
+        activation: of the result.
+        reasons: why it ran in plain PyTorch; empty: on a kernel.
+    """
 
     function: str
     inputs: tuple[Tensor, ...]
     output: Tensor
     weighted: bool
     activation: str | None
+    reasons: tuple[str, ...] = ()
 
 
-#: Called after every public function, outside of compiled graphs. For reports and benchmarks.
+#: Called after every function whose result is a map, outside of compiled graphs. For reports and
+#: benchmarks.
 observers: list[Callable[[Observation], None]] = []
 
 
-def _tell(observation: Observation) -> None:
-    if not torch.compiler.is_compiling():
+def _run(
+    name: str,
+    call: _spec.Call,
+    impl: Impl,
+    reasons: Sequence[str],
+    plain: Callable[..., Tensor],
+    weights: Tensor | None = None,
+    *options: object,
+) -> Tensor:
+    """Runs a call on a kernel, or by the reference ``plain``, and tells the observers.
+
+    ``options`` are for the reference: with any that says something there are reasons.
+    """
+    found = _dispatch.reasons_for_reference(name, impl, call.inputs, reasons)
+    if not found:
+        output = autograd.gather(call.inputs, weights, call.size, call.spec, call.flat_scales)
+    elif weights is None and not options:
+        output = plain(call)
+    else:
+        output = plain(call, weights, *options)
+    if observers and not torch.compiler.is_compiling():
+        observation = Observation(
+            name, tuple(call.inputs), output, weights is not None, call.activation, tuple(found)
+        )
         for observer in observers:
             observer(observation)
-
-
-class _Call(NamedTuple):
-    """A validated call."""
-
-    inputs: Sequence[Tensor]
-    size: tuple[int, ...]
-    modes: list[_spec.Mode]
-    scale_factors: list[tuple[float, ...] | None]  # per input; None: from the sizes
-    flat_scales: list[float]  # for the kernels: empty, or per input and axis, 0 where None
-    spec: int
-
-
-def _sum(
-    name: str, call: _Call, weights: Tensor | None, activation: str | None, impl: Impl
-) -> Tensor:
-    if _use_reference(name, impl, call.inputs):
-        output = reference.resample_sum(
-            call.inputs, call.size, call.modes, call.scale_factors, weights, activation,
-            _spec.result_dtype(call.spec), _spec.accumulation_dtype(call.spec),
-            bool(call.spec & _spec.CHANNELS_LAST),
-        )  # fmt: skip
-    else:
-        output = autograd.gather(call.inputs, weights, call.size, call.spec, call.flat_scales)
-    if observers:
-        _tell(Observation(name, tuple(call.inputs), output, weights is not None, activation))
     return output
-
-
-def _prepare(
-    name: str,
-    inputs: Sequence[Tensor],
-    size: Size,
-    mode: str | Sequence[str],
-    align_corners: bool | Sequence[bool | None] | None,
-    scale_factors: float | Sequence[ScaleFactor | None] | None,
-    activation: str | None,
-    dtype: torch.dtype | None,
-    *,
-    cat: bool = False,
-    keep_scales: bool = True,
-    argument: str = "",
-) -> _Call:
-    rank = _check_maps(name, inputs, argument)
-    count = len(inputs)
-    modes = _resolve_modes(name, mode, align_corners, rank, count)
-    scales = _resolve_scales(name, scale_factors, rank, count)
-    target = _resolve_size(name, inputs, size, scales, rank)
-    flat_scales: list[float] = []
-    if scale_factors is not None:
-        scales = [
-            _effective_scale(s, m) if keep_scales else None
-            for s, m in zip(scales, modes, strict=True)
-        ]
-    if any(s is not None for s in scales):
-        for scale in scales:
-            flat_scales.extend((0.0,) * rank if scale is None else scale)
-    if activation not in _spec.ACTIVATIONS:
-        raise ValueError(
-            f"{name}: expected activation to be one of {_spec.ACTIVATIONS}, got {activation!r}"
-        )
-    promoted = inputs[0].dtype
-    for x in inputs:
-        if x.dtype != promoted:
-            promoted = torch.promote_types(promoted, x.dtype)
-    if dtype is not None and dtype not in _spec.DTYPES:
-        raise TypeError(f"{name}: expected dtype to be one of {_dtype_names()}, got {dtype}")
-    spec = _spec.pack(
-        modes,
-        cat=cat,
-        activation=activation,
-        channels_last=not _in_functorch() and _spec.result_is_channels_last(inputs),
-        dtype=dtype or promoted,
-        accumulate_double=promoted == torch.float64 or dtype == torch.float64,
-    )
-    return _Call(inputs, target, modes, scales, flat_scales, spec)
-
-
-def _check_maps(name: str, inputs: Any, argument: str) -> int:
-    """Checks what every map must be, and returns the number of spatial axes."""
-    if isinstance(inputs, Tensor) or not isinstance(inputs, Sequence):
-        raise TypeError(
-            f"{name}: expected inputs to be a list of tensors, got {type(inputs).__name__}"
-        )
-    if not 1 <= len(inputs) <= _spec.MAX_INPUTS:
-        raise ValueError(f"{name}: expected 1 to {_spec.MAX_INPUTS} inputs, got {len(inputs)}")
-    first = inputs[0]
-    batch = 1
-    for i, x in enumerate(inputs):
-        if not isinstance(x, Tensor):
-            raise TypeError(
-                f"{name}: expected {argument or f'inputs[{i}]'} to be a Tensor, "
-                f"got {type(x).__name__}"
-            )
-        if x.dtype not in _spec.DTYPES:
-            raise TypeError(
-                f"{name}: expected {argument or f'inputs[{i}]'} to be one of {_dtype_names()}, "
-                f"got {x.dtype}"
-            )
-        if not 3 <= x.dim() <= 5:
-            raise ValueError(
-                f"{name}: expected {argument or f'inputs[{i}]'} to be [N, C, *spatial] with 1 to 3 "
-                f"spatial axes, got {x.dim()} dimensions"
-            )
-        if x.dim() != first.dim():
-            raise ValueError(
-                f"{name}: expected inputs[{i}] to have {first.dim()} dimensions like inputs[0], "
-                f"got {x.dim()}"
-            )
-        if x.device != first.device:
-            raise ValueError(
-                f"{name}: expected inputs[{i}] on {first.device} like inputs[0], got {x.device}"
-            )
-        for size in x.shape[2:]:
-            if size == 0:
-                raise ValueError(
-                    f"{name}: expected {argument or f'inputs[{i}]'} to have no spatial axis "
-                    f"of size 0, got shape {tuple(x.shape)}"
-                )
-        if x.shape[0] != batch:
-            if batch == 1:
-                batch = x.shape[0]
-            elif x.shape[0] != 1:
-                raise ValueError(
-                    f"{name}: expected inputs[{i}] to have batch size {batch} or 1, "
-                    f"got {x.shape[0]}"
-                )
-    return int(first.dim()) - 2
-
-
-def _dtype_names() -> str:
-    return ", ".join(str(d).removeprefix("torch.") for d in _spec.DTYPES)
-
-
-def _resolve_modes(
-    name: str,
-    mode: str | Sequence[str],
-    align_corners: bool | Sequence[bool | None] | None,
-    rank: int,
-    count: int,
-) -> list[_spec.Mode]:
-    table = _spec.MODE_TABLES[rank]
-    if isinstance(mode, str) and (align_corners is None or isinstance(align_corners, bool)):
-        found = table.get((mode, align_corners))
-        if found is not None:
-            return [found] * count
-    modes = _one_per_input(name, "mode", mode, count)
-    if isinstance(align_corners, Sequence):
-        corners = _one_per_input(name, "align_corners", align_corners, count)
-    else:
-        # One value is meant for the linear inputs, if there are any.
-        linear = [isinstance(m, str) and "nearest" not in m for m in modes]
-        corners = [align_corners if a or not any(linear) else None for a in linear]
-    resolved = []
-    for m, a in zip(modes, corners, strict=True):
-        found = table.get((m, a))
-        if found is None:
-            raise ValueError(_explain_mode(name, m, a, rank))
-        resolved.append(found)
-    return resolved
-
-
-def _explain_mode(name: str, mode: object, align_corners: object, rank: int) -> str:
-    names = tuple(dict.fromkeys((*_spec.MODES, _spec.LINEAR_NAMES[rank])))
-    if mode not in names:
-        return (
-            f"{name}: expected mode to be one of {names} for {rank} spatial axes "
-            f"[N, C, {_SPATIAL[rank]}], got {mode!r}"
-        )
-    if align_corners not in (None, True, False):
-        return f"{name}: expected align_corners to be None, True or False, got {align_corners!r}"
-    return f"{name}: expected align_corners=None with mode {mode!r}, got {align_corners!r}"
-
-
-def _one_per_input(name: str, argument: str, value: Any, count: int) -> Sequence[Any]:
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        return [value] * count
-    if len(value) != count:
-        raise ValueError(
-            f"{name}: expected {argument} to have one entry per input ({count}), got {len(value)}"
-        )
-    return value
-
-
-def _resolve_scales(
-    name: str, scale_factors: object, rank: int, count: int
-) -> list[tuple[float, ...] | None]:
-    """Scale factors as one tuple per input, of one factor per spatial axis."""
-    if scale_factors is None:
-        return [None] * count
-    argument = "scale_factor" if name == "resample" else "scale_factors"
-    resolved: list[tuple[float, ...] | None] = []
-    for value in _one_per_input(name, argument, scale_factors, count):
-        if value is None:
-            resolved.append(None)
-            continue
-        factors = tuple(value) if isinstance(value, Sequence) else (value,) * rank
-        if len(factors) != rank:
-            raise ValueError(
-                f"{name}: expected {argument} to have one factor per spatial axis ({rank}), "
-                f"got {len(factors)}"
-            )
-        for factor in factors:
-            if isinstance(factor, bool) or not isinstance(factor, (int, float)):
-                raise TypeError(
-                    f"{name}: expected {argument} to be numbers, got {type(factor).__name__}"
-                )
-            if not (math.isfinite(factor) and factor > 0):
-                raise ValueError(
-                    f"{name}: expected {argument} to be positive and finite, got {factor}"
-                )
-        resolved.append(tuple(float(f) for f in factors))
-    return resolved
-
-
-def _resolve_size(
-    name: str,
-    inputs: Sequence[Tensor],
-    size: Size,
-    scales: Sequence[tuple[float, ...] | None],
-    rank: int,
-) -> tuple[int, ...]:
-    target: tuple[int, ...] | None = None
-    source = "size"
-    if size is not None:
-        target = tuple(size) if isinstance(size, Sequence) else (size,) * rank
-        if len(target) != rank:
-            raise ValueError(
-                f"{name}: expected size to have {rank} entries [{_SPATIAL[rank]}], "
-                f"got {len(target)}"
-            )
-        for entry in target:
-            if isinstance(entry, (bool, float, str)):
-                raise TypeError(f"{name}: expected size to be integers, got {entry!r}")
-            if entry < 1:
-                raise ValueError(f"{name}: expected size to be at least 1, got {tuple(target)}")
-    for i, scale in enumerate(scales):
-        if scale is None:
-            continue
-        scaled = tuple(
-            math.floor(n * factor) for n, factor in zip(inputs[i].shape[2:], scale, strict=True)
-        )
-        if target is None:
-            target, source = scaled, f"scale_factors[{i}]"
-            for entry in target:
-                if entry < 1:
-                    raise ValueError(
-                        f"{name}: expected a result of at least one element per axis, got "
-                        f"{target} from {tuple(inputs[i].shape[2:])} by scale factors {scale}"
-                    )
-        elif scaled != target:
-            raise ValueError(
-                f"{name}: expected scale_factors[{i}] to give the size {tuple(target)} of "
-                f"{source}, got {scaled} from {tuple(inputs[i].shape[2:])} by {scale}"
-            )
-    return tuple(inputs[0].shape[2:]) if target is None else target
-
-
-def _effective_scale(scale: tuple[float, ...] | None, mode: _spec.Mode) -> tuple[float, ...] | None:
-    """None where the sizes give the same coordinates, so that hot calls carry no scales."""
-    if scale is None or mode is _spec.Mode.LINEAR_ALIGN_CORNERS:
-        return None
-    return None if all(factor.is_integer() for factor in scale) else scale
-
-
-def _check_weights(name: str, weights: Tensor, inputs: Sequence[Tensor]) -> None:
-    if not isinstance(weights, Tensor):
-        raise TypeError(f"{name}: expected weights to be a Tensor, got {type(weights).__name__}")
-    if weights.dtype not in _spec.DTYPES:
-        raise TypeError(
-            f"{name}: expected weights to be one of {_dtype_names()}, got {weights.dtype}"
-        )
-    if weights.dim() != 1 or weights.shape[0] != len(inputs):
-        raise ValueError(
-            f"{name}: expected weights [{len(inputs)}], one per input, got {tuple(weights.shape)}"
-        )
-    if weights.device != inputs[0].device:
-        raise ValueError(
-            f"{name}: expected weights on {inputs[0].device} like inputs[0], got {weights.device}"
-        )
-
-
-def _in_functorch() -> bool:
-    return bool(torch._C._are_functorch_transforms_active())
-
-
-def unsupported_reasons(inputs: Sequence[Tensor]) -> list[str]:
-    """Why no kernel can take these (valid) inputs; empty if one can."""
-    reasons = []
-    device = inputs[0].device.type
-    if not _extension.has_kernels(device):
-        reasons.append(_extension.WHY_NOT or f"the extension was built without {device} kernels")
-    if _in_functorch():
-        reasons.append("a torch.func transform is active")
-    if forward_ad._current_level >= 0:
-        reasons.append("forward-mode AD is active")
-    return reasons
-
-
-_warned: set[str] = set()
-
-
-def _use_reference(name: str, impl: str, inputs: Sequence[Tensor]) -> bool:
-    if impl == "reference":
-        return True
-    if impl not in ("auto", "kernel"):
-        raise ValueError(
-            f'{name}: expected impl to be "auto", "kernel" or "reference", got {impl!r}'
-        )
-    reasons = unsupported_reasons(inputs)
-    if not reasons:
-        return False
-    if impl == "kernel":
-        raise RuntimeError(f'{name}: impl="kernel", but ' + "; ".join(reasons))
-    # A warning would break the capture of a full graph.
-    if inputs[0].is_cuda and not torch.compiler.is_compiling():
-        reason = "; ".join(reasons)
-        if reason not in _warned:
-            _warned.add(reason)
-            warnings.warn(f"msr_cuda.{name} runs in plain PyTorch: {reason}", stacklevel=4)
-    return True

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _spec, reference
+from ._pool import Pool
 
 #: (rtol, atol) by dtype of the result.
 TOLERANCES = {
@@ -72,17 +73,33 @@ def assert_within(
 
 
 def axis_matrix(
-    mode: _spec.Mode, in_size: int, out_size: int, scale_factor: float | None = None
+    mode: _spec.Source,
+    in_size: int,
+    out_size: int,
+    scale_factor: float | None = None,
+    *,
+    axis: int = 0,
 ) -> Tensor:
-    """The reference's resampling of one axis, as a float64 matrix ``[out_size, in_size]``."""
-    index, weight = reference.taps(mode, in_size, out_size, scale_factor)
+    """The reference's resampling of one axis, as a float64 matrix ``[out_size, in_size]``.
+
+    Of a max-pooling: which elements each result may come from. ``axis`` is the number of the
+    spatial axis, for a pooling's own sizes.
+    """
+    if isinstance(mode, Pool):
+        window = mode.window(axis, in_size)
+        counts = mode.count_include_pad or mode.kind == "max"
+        index, weight = reference.pool_taps(in_size, out_size, window, counts)
+        if mode.kind == "max":
+            weight = weight * window[0]
+    else:
+        index, weight = reference.taps(mode, in_size, out_size, scale_factor)
     return torch.zeros(out_size, in_size, dtype=torch.float64).scatter_add_(1, index, weight)
 
 
 def gradient_term_norm(
     grad: Tensor,
     shape: Sequence[int],
-    mode: _spec.Mode,
+    mode: _spec.Source,
     scale_factors: Sequence[float] | None = None,
 ) -> Tensor:
     """``sqrt(sum t_k^2)`` of the terms ``weight * grad`` that make the gradient of one input map.
@@ -95,7 +112,7 @@ def gradient_term_norm(
     squares = grad.detach().double().cpu() ** 2
     for axis in range(2, grad.dim()):
         scale = None if scale_factors is None else scale_factors[axis - 2]
-        matrix = axis_matrix(mode, shape[axis], grad.shape[axis], scale) ** 2
+        matrix = axis_matrix(mode, shape[axis], grad.shape[axis], scale, axis=axis - 2) ** 2
         squares = torch.movedim(torch.tensordot(squares, matrix, dims=([axis], [0])), -1, axis)
     if shape[0] != grad.shape[0]:
         squares = squares.sum(0, keepdim=True)

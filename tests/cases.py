@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import msr_cuda
-from msr_cuda import _spec, functional
+from msr_cuda import _spec, _validate
 
 Shape = tuple[int, ...]
 
@@ -26,6 +26,7 @@ class Case:
     kwargs: dict[str, Any] = field(default_factory=dict)
     weights: bool = False
     layouts: tuple[str, ...] = ()
+    parameters: dict[str, Shape] = field(default_factory=dict)
 
     def maps(self, dtype: torch.dtype, device: str, *, requires_grad: bool = False) -> list[Tensor]:
         layouts = self.layouts or ("contiguous",) * len(self.shapes)
@@ -42,23 +43,44 @@ class Case:
         weights = torch.randn(len(self.shapes), dtype=dtype, device=device)
         return weights.requires_grad_(requires_grad)
 
-    def call(self, maps: list[Tensor], weights: Tensor | None = None, impl: str = "auto") -> Tensor:
+    def make_parameters(
+        self, dtype: torch.dtype, device: str, *, requires_grad: bool = False
+    ) -> dict[str, Tensor]:
+        """Tensor arguments other than the maps and plain weights [S], by name."""
+        made = {}
+        for name, shape in self.parameters.items():
+            values = torch.randn(shape, dtype=dtype, device=device)
+            if len(shape) == 1 and self.kwargs.get("normalize") == "fast":
+                values = values.abs()  # a negative one would silence its map
+            made[name] = values.requires_grad_(requires_grad)
+        return made
+
+    def call(
+        self,
+        maps: list[Tensor],
+        weights: Tensor | None = None,
+        impl: str = "auto",
+        parameters: dict[str, Tensor] | None = None,
+    ) -> Tensor:
         function: Callable[..., Tensor] = getattr(msr_cuda, self.operator)
+        if parameters:
+            return function(maps, **parameters, **self.kwargs, impl=impl)
         if self.operator == "resample":
             return function(maps[0], **self.kwargs, impl=impl)
         if self.weights:
             return function(maps, weights=weights, **self.kwargs, impl=impl)
         return function(maps, **self.kwargs, impl=impl)
 
-    def prepared(self, maps: list[Tensor]) -> functional._Call:
+    def prepared(self, maps: list[Tensor]) -> _spec.Call:
         """What the public function makes of the call: modes, scales and packed arguments."""
         kwargs = dict(self.kwargs)
         single = self.operator == "resample"
         keep = not kwargs.pop("recompute_scale_factor", False)
         scales = [kwargs.get("scale_factor")] if single else kwargs.get("scale_factors")
-        return functional._prepare(
+        return _validate.prepare(
             self.operator, maps, kwargs.get("size"), kwargs.get("mode", "nearest"),
-            kwargs.get("align_corners"), scales, kwargs.get("activation"), kwargs.get("dtype"),
+            kwargs.get("align_corners"), kwargs.get("antialias", False), scales,
+            kwargs.get("activation"), kwargs.get("dtype"),
             cat=self.operator == "resample_cat", keep_scales=keep,
         )  # fmt: skip
 
@@ -171,5 +193,111 @@ def _cases() -> list[Case]:
     return cases
 
 
+def _reference_cases() -> list[Case]:
+    cases: list[Case] = []
+
+    def add(name: str, operator: str, *shapes: Shape, layouts: tuple[str, ...] = (),
+            parameters: dict[str, Shape] | None = None, **kwargs: Any) -> None:  # fmt: skip
+        cases.append(Case(name, operator, shapes, kwargs, False, layouts, parameters or {}))
+
+    modes: list[dict[str, Any]] = [
+        dict(mode="cubic"), dict(mode="cubic", align_corners=True), dict(mode="area"),
+        dict(mode="linear", antialias=True),
+        dict(mode="linear", antialias=True, align_corners=True),
+        dict(mode="cubic", antialias=True),
+        dict(mode="cubic", antialias=True, align_corners=True),
+        dict(mode="lanczos", antialias=True),
+    ]  # fmt: skip
+    for arguments in modes:
+        label = arguments["mode"]
+        label += "-antialias" if "antialias" in arguments else ""
+        label += "-corners" if "align_corners" in arguments else ""
+        add(f"1d-{label}", "resample", (2, 3, 7), size=11, **arguments)
+        add(f"2d-{label}", "resample", (2, 3, 5, 11), size=(8, 4), **arguments)
+        add(f"3d-{label}", "resample", (2, 2, 3, 8, 5), size=(5, 3, 7), **arguments)
+        add(f"2d-{label}-to-one-pixel", "resample", (2, 3, 4, 5), size=1, **arguments)
+        if "corners" not in label:
+            add(f"2d-{label}-factor", "resample", (2, 3, 7, 9), scale_factor=(0.6, 1.7),
+                **arguments)  # fmt: skip
+    add("2d-many-taps", "resample", (1, 2, 45, 3), size=(2, 3), mode="bicubic", antialias=True)
+    add("cat-mixed-modes", "resample_cat", (2, 3, 4, 6), (2, 1, 2, 3), (2, 4, 9, 5), (2, 2, 4, 6),
+        mode=["area", "bicubic", "bilinear", "nearest"],
+        align_corners=[None, True, False, None], antialias=[False, False, True, False])  # fmt: skip
+
+    pair = ((2, 3, 4, 6), (2, 3, 2, 3))
+    linear = dict(mode="linear")
+    add("sum-weights-sc-relu6", "resample_sum", *pair, parameters={"weights": (2, 3)},
+        activation="relu6", out_scale=4.0, **linear)  # fmt: skip
+    add("sum-weights-nsc-leaky", "resample_sum", *pair, parameters={"weights": (2, 2, 3)},
+        activation="leaky_relu", **linear)  # fmt: skip
+    add("sum-weights-1sc", "resample_sum", *pair, parameters={"weights": (1, 2, 3)}, **linear)
+    add("sum-weights-pixels", "resample_sum", *pair, parameters={"weights": (2, 2, 1, 4, 6)},
+        **linear)  # fmt: skip
+    add("sum-softmax-pixels-sigmoid", "resample_sum", *pair, activation="sigmoid",
+        parameters={"weights": (2, 2, 1, 4, 6)}, normalize="softmax", **linear)  # fmt: skip
+    add("sum-softmax-sc", "resample_sum", *pair, parameters={"weights": (2, 3)},
+        normalize="softmax", **linear)  # fmt: skip
+    add("sum-fast-nsc", "resample_sum", *pair, parameters={"weights": (2, 2, 3)},
+        normalize="fast", eps=0.01, **linear)  # fmt: skip
+    add("sum-affine-hardswish", "resample_sum", *pair, parameters={"scale": (3,), "bias": (3,)},
+        activation="hardswish", out_scale=3.0, **linear)  # fmt: skip
+    add("sum-bias-gelu", "resample_sum", *pair, parameters={"bias": (3,)}, activation="gelu",
+        mode="bicubic")  # fmt: skip
+    add("sum-all", "resample_sum", (1, 3, 5), (3, 3, 9), (3, 3, 2), size=7,
+        parameters={"weights": (3, 3, 1, 7), "scale": (3,), "bias": (3,)}, normalize="softmax",
+        mode=["cubic", "area", "linear"], out_scale=0.5, activation="silu")  # fmt: skip
+    last = "channels_last"
+    add("sum-weights-sc-last", "resample_sum", *pair, parameters={"weights": (2, 3)},
+        layouts=(last, last), activation="silu", **linear)  # fmt: skip
+    add("sum-one-map-silu", "resample_sum", (2, 3, 4, 4), activation="silu")
+    add("sum-empty-batch", "resample_sum", (0, 3, 4, 4), (0, 3, 2, 2), mode="bicubic",
+        activation="sigmoid")  # fmt: skip
+
+    # A node of a BiFPN: the level itself, the one above, the one below.
+    levels = ((2, 3, 4, 6), (2, 3, 2, 3), (2, 3, 8, 12))
+    for padding in (1, "same"):
+        pool = msr_cuda.Pool("max", 3, 2, padding)  # type: ignore[arg-type]
+        add(f"sum-bifpn-{padding}", "resample_sum", *levels, parameters={"weights": (3,)},
+            mode=["nearest", "nearest", pool], normalize="fast", activation="silu")  # fmt: skip
+    for name, pool in POOLS.items():
+        add(f"cat-pool-{name}", "resample_cat", (2, 3, 7, 8), mode=pool,
+            size=pool.output_size((7, 8)))  # fmt: skip
+    for rank in (1, 3):
+        add(f"sum-pool-{rank}d", "resample_sum", (2, 2, 3, 3, 3)[: rank + 2],
+            (2, 2, 5, 5, 5)[: rank + 2], (2, 2, 6, 6, 6)[: rank + 2],
+            mode=["nearest", msr_cuda.Pool("avg", 3, 2, 1), msr_cuda.Pool("max", 3, 2, "same")],
+            activation="relu")  # fmt: skip
+    add("cat-pool-last", "resample_cat", (2, 3, 8, 6), (2, 3, 4, 3), size=(4, 3),
+        mode=[msr_cuda.Pool("max", 2), "nearest"], layouts=(last, last))  # fmt: skip
+
+    add("max", "resample_max", (2, 3, 4, 6), (2, 3, 2, 3), (2, 3, 9, 5), **linear)
+    add("max-relu-broadcast", "resample_max", (3, 2, 4, 4), (1, 2, 2, 2), (3, 2, 1, 1),
+        mode=["nearest", "bicubic", "area"], activation="relu")  # fmt: skip
+    add("max-last", "resample_max", *pair, layouts=(last, last), **linear)
+    add("max-3d-pool", "resample_max", (1, 2, 3, 4, 2), (1, 2, 6, 8, 4),
+        mode=["nearest", msr_cuda.Pool("max", 2)])  # fmt: skip
+    return cases
+
+
+POOLS = {
+    "max-valid": msr_cuda.Pool("max", 3, 2),
+    "max-symmetric": msr_cuda.Pool("max", 3, 2, 1),
+    "max-same": msr_cuda.Pool("max", 3, 2, "same"),
+    "max-wide": msr_cuda.Pool("max", (2, 3), 1, ((0, 1), (2, 0))),
+    "avg-valid": msr_cuda.Pool("avg", 2),
+    "avg-symmetric": msr_cuda.Pool("avg", 3, 2, 1),
+    "avg-inside": msr_cuda.Pool("avg", 3, 2, "same", count_include_pad=False),
+    "avg-uneven": msr_cuda.Pool("avg", (3, 2), (1, 2), ((2, 0), (0, 1))),
+}
+#: What kernels can do.
 CASES = _cases()
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+#: What runs in plain PyTorch only.
+REFERENCE_CASES = _reference_cases()
+
+
+def _name(case: Case) -> str:
+    return case.name
+
+
+every_case = pytest.mark.parametrize("case", CASES, ids=_name)
+every_reference_case = pytest.mark.parametrize("case", REFERENCE_CASES, ids=_name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -11,11 +12,29 @@ from conftest import missing
 from torch import Tensor
 
 import msr_cuda
-from msr_cuda import _extension, _ops, _spec, resample, resample_cat, resample_sum
+from msr_cuda import (
+    Pool,
+    _dispatch,
+    _extension,
+    _ops,
+    _spec,
+    resample,
+    resample_argmax,
+    resample_cat,
+    resample_max,
+    resample_pyramid,
+    resample_sum,
+)
+from msr_cuda import resample_binary_cross_entropy_with_logits as resample_bce
+from msr_cuda import resample_cross_entropy as resample_ce
 
 
 def x(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.zeros(shape or (2, 3, 4, 5), dtype=dtype)
+
+
+def labels(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+    return torch.zeros(shape or (2, 8, 8), dtype=dtype)
 
 
 Call = Callable[[str], object]
@@ -80,8 +99,10 @@ ERRORS: list[tuple[str, type[Exception], str, Call]] = [
      lambda i: resample_cat([x()], 9, scale_factors=2.0, impl=i)),
     ("recompute-without-factor", ValueError, r"resample: recompute_scale_factor=True needs scale_factor",
      lambda i: resample(x(), 3, recompute_scale_factor=True, impl=i)),
-    ("mode", ValueError, r"resample: expected mode to be one of \('nearest', 'nearest-exact', 'linear', 'bilinear'\) for 2 spatial axes \[N, C, H, W\], got 'cubic'",
-     lambda i: resample(x(), 3, mode="cubic", impl=i)),
+    ("mode", ValueError, r"resample: expected mode to be one of \('nearest', 'nearest-exact', 'area', 'linear', 'bilinear', 'cubic', 'bicubic', 'lanczos'\) for 2 spatial axes \[N, C, H, W\], got 'quintic'",
+     lambda i: resample(x(), 3, mode="quintic", impl=i)),
+    ("mode-list", ValueError, r"resample_sum: expected mode to be one of .*, got \['nearest'\]",
+     lambda i: resample_sum([x()], mode=[["nearest"]], impl=i)),
     ("mode-none", ValueError, r"expected mode to be one of .* got None",
      lambda i: resample_sum([x()], mode=None, impl=i)),
     ("mode-of-other-rank", ValueError, r"expected mode to be one of .* got 'trilinear'",
@@ -96,22 +117,131 @@ ERRORS: list[tuple[str, type[Exception], str, Call]] = [
      lambda i: resample_sum([x(), x()], mode=["linear", "nearest"], align_corners=[True, True], impl=i)),
     ("corners-type", ValueError, r"expected align_corners to be None, True or False, got 'yes'",
      lambda i: resample(x(), 3, mode="linear", align_corners=["yes"], impl=i)),
-    ("antialias", ValueError, r"resample: expected antialias=False with mode 'bilinear', got True",
-     lambda i: resample(x(), 3, mode="bilinear", antialias=True, impl=i)),
-    ("activation", ValueError, r"resample_sum: expected activation to be one of \(None, 'relu'\), got 'tanh'",
+    ("corners-with-area", ValueError, r"resample: expected align_corners=None with mode 'area', got True",
+     lambda i: resample(x(), 3, mode="area", align_corners=True, impl=i)),
+    ("corners-with-lanczos", ValueError, r"resample: expected align_corners=None with mode 'lanczos', got True",
+     lambda i: resample(x(), 3, mode="lanczos", align_corners=True, antialias=True, impl=i)),
+    ("antialias", ValueError, r"resample: expected antialias=False with mode 'nearest', got True",
+     lambda i: resample(x(), 3, antialias=True, impl=i)),
+    ("antialias-area", ValueError, r"resample_max: expected antialias=False with mode 'area', got True",
+     lambda i: resample_max([x()], 3, mode="area", antialias=True, impl=i)),
+    ("antialias-lanczos", ValueError, r"resample: expected antialias=True with mode 'lanczos', got False",
+     lambda i: resample(x(), 3, mode="lanczos", impl=i)),
+    ("antialias-type", TypeError, r"resample_cat: expected antialias to be True or False, got 'yes'",
+     lambda i: resample_cat([x()], 3, mode="linear", antialias=["yes"], impl=i)),
+    ("antialias-per-input", ValueError, r"resample_sum: expected antialias to have one entry per input \(1\), got 2",
+     lambda i: resample_sum([x()], 3, mode="linear", antialias=[True, True], impl=i)),
+    ("activation", ValueError, r"resample_sum: expected activation to be one of \(None, 'relu', .*\), got 'tanh'",
      lambda i: resample_sum([x()], activation="tanh", impl=i)),
     ("dtype", TypeError, r"resample_sum: expected dtype to be one of float32, .*, got torch.int8",
      lambda i: resample_sum([x()], dtype=torch.int8, impl=i)),
-    ("weights-shape", ValueError, r"resample_sum: expected weights \[2\], one per input, got \(3,\)",
+    ("weights-shape", ValueError, r"resample_sum: expected weights to be \[S\], \[S, C\], \[N, S, C\] or \[N, S, 1, \*size\] with S = 2, C = 3, N = 2 and size \(4, 5\), got \(3,\)",
      lambda i: resample_sum([x(), x()], weights=x(3), impl=i)),
-    ("weights-rank", ValueError, r"resample_sum: expected weights \[1\], one per input, got \(1, 1\)",
+    ("weights-channels", ValueError, r"expected weights to be .* got \(1, 1\)",
      lambda i: resample_sum([x()], weights=x(1, 1), impl=i)),
+    ("weights-batch", ValueError, r"expected weights to be .* got \(3, 1, 3\)",
+     lambda i: resample_sum([x()], weights=x(3, 1, 3), impl=i)),
+    ("weights-pixels", ValueError, r"expected weights to be .* got \(2, 1, 1, 5, 4\)",
+     lambda i: resample_sum([x()], weights=x(2, 1, 1, 5, 4), impl=i)),
+    ("weights-0d", ValueError, r"expected weights to be .* got \(\)",
+     lambda i: resample_sum([x()], weights=torch.tensor(1.0), impl=i)),
     ("weights-type", TypeError, r"resample_sum: expected weights to be a Tensor, got list",
      lambda i: resample_sum([x()], weights=[1.0], impl=i)),
     ("weights-dtype", TypeError, r"resample_sum: expected weights to be one of float32.*got torch.int64",
      lambda i: resample_sum([x()], weights=torch.ones(1, dtype=torch.int64), impl=i)),
     ("weights-device", ValueError, r"resample_sum: expected weights on cpu like inputs\[0\], got meta",
      lambda i: resample_sum([x()], weights=torch.ones(1, device="meta"), impl=i)),
+    ("normalize", ValueError, r"resample_sum: expected normalize to be one of \(None, 'softmax', 'fast'\), got 'sum'",
+     lambda i: resample_sum([x()], weights=x(1), normalize="sum", impl=i)),
+    ("normalize-nothing", ValueError, r"resample_sum: expected weights with normalize='softmax', got None",
+     lambda i: resample_sum([x()], normalize="softmax", impl=i)),
+    ("eps-type", TypeError, r"resample_sum: expected eps to be a number, got str",
+     lambda i: resample_sum([x()], weights=x(1), normalize="fast", eps="1", impl=i)),
+    ("eps", ValueError, r"resample_sum: expected eps to be finite and at least 0, got -1",
+     lambda i: resample_sum([x()], weights=x(1), normalize="fast", eps=-1, impl=i)),
+    ("out-scale", TypeError, r"resample_sum: expected out_scale to be a number, got Tensor",
+     lambda i: resample_sum([x()], out_scale=torch.tensor(2.0), impl=i)),
+    ("scale", ValueError, r"resample_sum: expected scale \[3\], one per channel, got \(2,\)",
+     lambda i: resample_sum([x()], scale=x(2), impl=i)),
+    ("bias-type", TypeError, r"resample_sum: expected bias to be a Tensor, got float",
+     lambda i: resample_sum([x()], bias=1.0, impl=i)),
+    ("bias-dtype", TypeError, r"resample_sum: expected bias to be one of float32.*, got torch.int64",
+     lambda i: resample_sum([x()], bias=labels(3), impl=i)),
+    ("bias-device", ValueError, r"resample_sum: expected bias on cpu like inputs\[0\], got meta",
+     lambda i: resample_sum([x()], bias=torch.ones(3, device="meta"), impl=i)),
+
+    ("pool-in-resample", ValueError, r"resample: expected mode to be one of .*, got Pool\(",
+     lambda i: resample(x(), 2, mode=Pool("max", 2), impl=i)),
+    ("pool-size", ValueError, r"resample_sum: expected inputs\[1\] to have the result's size \(2, 2\) after Pool\(kind='max', .*, got \(2, 3\) from \(4, 5\)",
+     lambda i: resample_sum([x(2, 3, 2, 2), x()], mode=["nearest", Pool("max", 3, 2, 1)], impl=i)),
+    ("pool-too-large", ValueError, r"expected inputs\[0\] to have the result's size .* got \(-1, 0\) from \(4, 5\)",
+     lambda i: resample_cat([x()], 2, mode=Pool("avg", 6, 1), impl=i)),
+    ("pool-factor", ValueError, r"resample_sum: expected scale_factors\[0\]=None with a Pool, got \(0.5, 0.5\)",
+     lambda i: resample_sum([x(1, 1, 4, 4)], mode=Pool("max", 2), scale_factors=0.5, impl=i)),
+    ("pool-rank", ValueError, r"resample_sum: expected a Pool for 2 spatial axes \[H, W\], got Pool",
+     lambda i: resample_sum([x()], 2, mode=Pool("max", (2, 2, 2)), impl=i)),
+    ("pool-corners", ValueError, r"resample_sum: expected align_corners=None with a Pool, got True",
+     lambda i: resample_sum([x()], 2, mode=Pool("max", 2), align_corners=True, impl=i)),
+    ("pool-antialias", ValueError, r"resample_sum: expected antialias=False with a Pool, got True",
+     lambda i: resample_sum([x()], 2, mode=Pool("max", 2), antialias=True, impl=i)),
+
+    ("max-channels", ValueError, r"resample_max: expected inputs\[1\] to have 3 channels like inputs\[0\], got 4",
+     lambda i: resample_max([x(), x(2, 4, 2, 2)], impl=i)),
+    ("pyramid-nothing", ValueError, r"resample_pyramid: expected exactly one of sizes and scale_factors, got neither",
+     lambda i: resample_pyramid(x(), impl=i)),
+    ("pyramid-both", ValueError, r"resample_pyramid: expected exactly one of sizes and scale_factors, got both",
+     lambda i: resample_pyramid(x(), [3], [2.0], impl=i)),
+    ("pyramid-one", TypeError, r"resample_pyramid: expected sizes to be a list with one entry per level, got int",
+     lambda i: resample_pyramid(x(), 3, impl=i)),
+    ("pyramid-empty", ValueError, r"resample_pyramid: expected 1 to 8 levels in scale_factors, got 0",
+     lambda i: resample_pyramid(x(), scale_factors=[], impl=i)),
+    ("pyramid-none", TypeError, r"resample_pyramid: expected sizes\[1\] to be given, got None",
+     lambda i: resample_pyramid(x(), [3, None], impl=i)),
+    ("pyramid-not-a-tensor", TypeError, r"resample_pyramid: expected input to be a Tensor, got float",
+     lambda i: resample_pyramid(1.0, [3], impl=i)),
+
+    ("logits", TypeError, r"resample_cross_entropy: expected logits to be a Tensor, got list",
+     lambda i: resample_ce([1.0], labels(), impl=i)),
+    ("logits-integers", TypeError, r"resample_cross_entropy: expected logits to be one of float32.*, got torch.int64",
+     lambda i: resample_ce(x(dtype=torch.int64), labels(), impl=i)),
+    ("target", TypeError, r"resample_cross_entropy: expected target to be a Tensor, got None",
+     lambda i: resample_ce(x(), None, impl=i)),
+    ("target-shape", ValueError, r"resample_cross_entropy: expected target \[2, \*size\] of 3 dimensions for logits \(2, 3, 4, 5\), got \(3, 8, 8\)",
+     lambda i: resample_ce(x(), labels(3, 8, 8), impl=i)),
+    ("target-probabilities", ValueError, r"resample_cross_entropy: expected target \[2, 3, \*size\] of 4 dimensions for logits \(2, 3, 4, 5\), got \(2, 4, 8, 8\)",
+     lambda i: resample_ce(x(), x(2, 4, 8, 8), impl=i)),
+    ("target-bool", TypeError, r"resample_cross_entropy: expected target to be class indices \(int64, int32, int16, uint8\) or floating-point probabilities, got torch.bool",
+     lambda i: resample_ce(x(), labels(dtype=torch.bool), impl=i)),
+    ("target-device", ValueError, r"resample_cross_entropy: expected target on cpu like logits, got meta",
+     lambda i: resample_ce(x(), labels().to("meta"), impl=i)),
+    ("ignored-probabilities", ValueError, r"resample_cross_entropy: expected ignore_index below 0 with class probabilities, got 255",
+     lambda i: resample_ce(x(), x(2, 3, 8, 8), ignore_index=255, impl=i)),
+    ("ignore-type", TypeError, r"resample_cross_entropy: expected ignore_index to be an integer, got float",
+     lambda i: resample_ce(x(), labels(), ignore_index=1.0, impl=i)),
+    ("smoothing", ValueError, r"resample_cross_entropy: expected label_smoothing from 0 to 1, got 1.5",
+     lambda i: resample_ce(x(), labels(), label_smoothing=1.5, impl=i)),
+    ("class-weights", ValueError, r"resample_cross_entropy: expected weight \[3\], one per channel, got \(4,\)",
+     lambda i: resample_ce(x(), labels(), weight=x(4), impl=i)),
+    ("reduction", ValueError, r"resample_cross_entropy: expected reduction to be one of \('none', 'mean', 'sum'\), got 'max'",
+     lambda i: resample_ce(x(), labels(), reduction="max", impl=i)),
+    ("logits-mode", ValueError, r"resample_cross_entropy: expected mode to be one of .*, got 'quintic'",
+     lambda i: resample_ce(x(), labels(), mode="quintic", impl=i)),
+    ("binary-target", ValueError, r"resample_binary_cross_entropy_with_logits: expected target \[2, 3, \*size\] of 4 dimensions for logits \(2, 3, 4, 5\), got \(2, 8, 8\)",
+     lambda i: resample_bce(x(), labels(), impl=i)),
+    ("binary-weight", ValueError, r"resample_binary_cross_entropy_with_logits: expected pos_weight that can be broadcast to \(2, 3, 8, 8\), got \(3,\)",
+     lambda i: resample_bce(x(), x(2, 3, 8, 8), pos_weight=x(3), impl=i)),
+    ("binary-weight-rank", ValueError, r"expected weight that can be broadcast to \(2, 3, 8, 8\), got \(1, 1, 1, 1, 1\)",
+     lambda i: resample_bce(x(), x(2, 3, 8, 8), weight=x(1, 1, 1, 1, 1), impl=i)),
+    ("binary-reduction", ValueError, r"with_logits: expected reduction to be one of",
+     lambda i: resample_bce(x(), x(2, 3, 8, 8), reduction=None, impl=i)),
+    ("argmax-dtype", TypeError, r"resample_argmax: expected dtype to be one of int64, int32, uint8, got torch.int8",
+     lambda i: resample_argmax(x(), 8, dtype=torch.int8, impl=i)),
+    ("argmax-classes", ValueError, r"resample_argmax: expected 1 to 256 channels for dtype uint8, got 300",
+     lambda i: resample_argmax(x(1, 300, 2, 2), 8, dtype=torch.uint8, impl=i)),
+    ("argmax-no-classes", ValueError, r"resample_argmax: expected 1 to 2147483648 channels for dtype int64, got 0",
+     lambda i: resample_argmax(x(1, 0, 2, 2), 8, impl=i)),
+    ("argmax-logits", TypeError, r"resample_argmax: expected logits to be a Tensor, got float",
+     lambda i: resample_argmax(1.0, 8, impl=i)),
 ]  # fmt: skip
 
 
@@ -122,6 +252,28 @@ def test_error_text(error: tuple[str, type[Exception], str, Call], impl: str) ->
     with pytest.raises(kind, match=text) as caught:
         call(impl)
     assert str(caught.value).startswith("resample")
+
+
+POOL_ERRORS: list[tuple[type[Exception], str, Callable[[], object]]] = [
+    (ValueError, r'Pool: expected kind to be "max" or "avg", got \'min\'', lambda: Pool("min", 2)),
+    (TypeError, r"Pool: expected kernel_size to be integers, got 2.0", lambda: Pool("max", 2.0)),
+    (ValueError, r"Pool: expected kernel_size to be at least 1, .*, got 0", lambda: Pool("max", 0)),
+    (ValueError, r"Pool: expected stride to be at least 1, .*, got \(2, 0\)", lambda: Pool("max", 3, (2, 0))),
+    (TypeError, r"Pool: expected stride to be integers, got True", lambda: Pool("max", 3, True)),
+    (TypeError, r'Pool: expected padding to be an integer, "same" or one \(lo, hi\) per spatial axis, got \(0, 1\)', lambda: Pool("max", 3, 2, (0, 1))),
+    (TypeError, r"expected padding to be .* got 'valid'", lambda: Pool("max", 3, 2, "valid")),
+    (ValueError, r"Pool: expected padding from 0 to below kernel_size 3, got 3", lambda: Pool("max", 3, 2, 3)),
+    (ValueError, r"padding from 0 to below kernel_size 2, got \(\(0, 1\), \(2, 0\)\)", lambda: Pool("avg", (3, 2), 2, ((0, 1), (2, 0)))),
+    (ValueError, r"Pool: expected kernel_size, stride and padding for one number of spatial axes, got", lambda: Pool("max", (3, 3), 2, ((0, 1),) * 3)),
+    (TypeError, r"Pool: expected count_include_pad to be a bool, got int", lambda: Pool("avg", 3, count_include_pad=1)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", POOL_ERRORS, ids=lambda e: e[1][:40])
+def test_pool_error_text(error: tuple[type[Exception], str, Callable[[], object]]) -> None:
+    kind, text, call = error
+    with pytest.raises(kind, match=text):
+        call()
 
 
 def test_unknown_impl() -> None:
@@ -190,19 +342,66 @@ def test_raw_operators_refuse_what_would_read_out_of_bounds() -> None:
     assert _ops.gather(maps, [4, 5], spec).shape == (2, 3, 4, 5)
 
 
-def test_a_cuda_fallback_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from msr_cuda import functional
+def test_kernel_on_request_says_what_has_no_kernel(kernel: str) -> None:
+    def reasons(call: Callable[[], object]) -> str:
+        with pytest.raises(
+            RuntimeError, match=r'^resample\w*: impl="kernel", but there is no '
+        ) as e:
+            call()
+        return str(e.value).partition("but ")[2].replace("there is no kernel ", "")
 
+    a, small = x(), x(2, 3, 2, 2)
+    assert reasons(lambda: resample(a, 3, mode="bicubic", impl="kernel")) == "for mode cubic"
+    assert reasons(lambda: resample_sum(
+        [a, a, small], mode=["area", "linear", Pool("avg", 1)], size=(2, 2), antialias=True,
+        activation="gelu", scale=x(3), bias=x(3), weights=x(1, 3, 3), impl="kernel",
+    )) == ("for mode area; for mode linear_antialias; for a Pool; for activation='gelu'; "
+           "for weights of 3 dimensions; for scale; for bias")  # fmt: skip
+    assert reasons(lambda: resample_sum([a], weights=x(1, 3), impl="kernel")) == (
+        "for weights of 2 dimensions"
+    )
+    assert reasons(lambda: resample_cat([a], activation="silu", impl="kernel")) == (
+        "for activation='silu'"
+    )
+    assert reasons(lambda: resample_max([a], impl="kernel")) == "for the maximum"
+    assert reasons(lambda: resample_pyramid(a, [3], mode="area", impl="kernel")) == "for mode area"
+    logits = "that spares the upsampled logits"
+    assert reasons(lambda: resample_ce(a, labels(), impl="kernel")) == logits
+    assert reasons(lambda: resample_bce(a, x(2, 3, 8, 8), impl="kernel")) == logits
+    assert reasons(lambda: resample_argmax(a, 8, mode="area", impl="kernel")) == (
+        "for mode area; " + logits
+    )
+
+
+def test_a_cuda_fallback_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
     class OnCuda:
         is_cuda = True
         device = torch.device("cuda")
 
     monkeypatch.setattr(_extension, "has_kernels", lambda device: False)
     monkeypatch.setattr(_extension, "WHY_NOT", "no nvcc was found")
-    monkeypatch.setattr(functional, "_warned", set())
-    with pytest.warns(UserWarning, match="resample_sum runs in plain PyTorch: no nvcc was found"):
-        assert functional._use_reference("resample_sum", "auto", [OnCuda()])  # type: ignore[list-item]
-    assert functional._use_reference("resample_sum", "auto", [OnCuda()])  # type: ignore[list-item]
+    monkeypatch.setattr(_dispatch, "_warned", set())
+
+    def run(impl: str, reasons: list[str]) -> list[str]:
+        maps = [OnCuda()]
+        return _dispatch.reasons_for_reference("resample_sum", impl, maps, reasons)  # type: ignore[arg-type]
+
+    with pytest.warns(UserWarning, match="resample_sum runs in plain PyTorch: no nvcc was found$"):
+        assert run("auto", []) == ["no nvcc was found"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run("auto", []) == ["no nvcc was found"]
+        assert run("reference", ["rare"]) == ['impl="reference"']
+    with pytest.warns(UserWarning, match="in plain PyTorch: no nvcc was found; a rare mode$"):
+        assert run("auto", ["a rare mode"]) == ["no nvcc was found", "a rare mode"]
+
+
+def test_a_cpu_fallback_is_silent(device: str) -> None:
+    if device != "cpu":
+        pytest.skip("about the CPU")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resample(x(), 3, mode="area")
 
 
 def test_public_names_are_documented() -> None:

@@ -13,17 +13,20 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "msr_cuda"
 ALLOWED = {
     "_version": set(),
     "_extension": set(),
-    "_spec": set(),
+    "_pool": set(),
+    "_spec": {"_pool"},
     "_info": {"_extension", "_version"},
     "__main__": {"_info"},
-    "reference": {"_spec"},
+    "reference": {"_pool", "_spec"},
     "_ops": {"_extension", "_spec"},
     "autograd": {"_ops", "_spec"},
-    "functional": {"_extension", "_spec", "autograd", "reference"},
+    "_validate": {"_pool", "_spec"},
+    "_dispatch": {"_extension", "_validate"},
+    "functional": {"_dispatch", "_spec", "_validate", "autograd", "reference"},
     "nn": {"functional"},
     "swap": {"functional", "nn"},
-    "testing": {"_spec", "reference"},
-    "__init__": {"_info", "_version", "functional", "nn", "swap"},
+    "testing": {"_pool", "_spec", "reference"},
+    "__init__": {"_info", "_pool", "_version", "functional", "nn", "swap"},
 }
 
 

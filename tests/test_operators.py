@@ -505,3 +505,34 @@ def test_gradient_penalty_matches_the_reference(kernel: str) -> None:
     for ours, truth in zip(*results, strict=True):
         assert truth.abs().max() > 0
         torch.testing.assert_close(ours, truth, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("normalize", [None, "softmax", "fast"])
+@pytest.mark.parametrize("out_scale", [1.0, -0.5])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_normalised_weights_and_a_common_factor_run_on_kernels(
+    weighted: bool, out_scale: float, normalize: str | None, kernel: str
+) -> None:
+    """With the reference's values and derivatives, first and second."""
+    if normalize is not None and not weighted:
+        return
+    a = torch.randn(2, 3, 6, 5, device=kernel, dtype=torch.float64, requires_grad=True)
+    b = torch.randn(2, 3, 3, 4, device=kernel, dtype=torch.float64, requires_grad=True)
+    weights = torch.tensor([0.7, 1.3], device=kernel, dtype=torch.float64, requires_grad=True)
+    options = {"weights": weights, "normalize": normalize} if weighted else {}
+    wanted = (a, b, weights) if weighted else (a, b)
+    results = []
+    for impl in ("kernel", "reference"):
+        output = msr_cuda.resample_sum(
+            [a, b], mode="linear", activation="relu", out_scale=out_scale, impl=impl, **options
+        )
+        first = torch.autograd.grad(output.pow(3).sum(), wanted, create_graph=True)
+        penalty = torch.stack([g.pow(2).sum() for g in first]).sum()
+        results.append([output, *first, *torch.autograd.grad(penalty, wanted)])
+    for ours, truth in zip(*results, strict=True):
+        assert truth.abs().max() > 0
+        torch.testing.assert_close(ours, truth, rtol=1e-10, atol=1e-10)
+    half = msr_cuda.resample_sum(
+        [a.half(), b.half()], mode="linear", out_scale=out_scale, impl="kernel", **options
+    )
+    assert half.dtype == torch.float16

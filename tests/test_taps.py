@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from msr_cuda import _extension, _ops, reference
-from msr_cuda._spec import Mode
+from msr_cuda._spec import LAST_KERNEL_MODE, Mode
 
-MODES = list(Mode)
+MODES = [mode for mode in Mode if mode <= LAST_KERNEL_MODE]
 ATEN = {
     Mode.NEAREST: ("nearest", None),
     Mode.NEAREST_EXACT: ("nearest-exact", None),
