@@ -3,6 +3,9 @@
 
     python3 run.py demo [args]    the demonstration, examples/demo.py
     python3 run.py test [args]    the test suite; arguments go to pytest
+    python3 run.py bench [args]   python -m benchmarks, against eager and torch.compile
+                                  (default: --quick; --help lists what there is)
+    python3 run.py gpu-check      on a CUDA machine: build, tests, compute-sanitizer, benchmarks
     python3 run.py setup          only prepare .venv/, build, and say what there is
     python3 run.py lint           ruff, mypy, clang-format
     python3 run.py format         apply ruff and clang-format
@@ -117,6 +120,45 @@ TABLES = Group(
         Package("pygments", "pygments"),
     ),
 )
+
+
+# The libraries on whose models the recipes of msr_cuda/swap/recipes are tested.
+_HUB = (
+    Package("huggingface_hub", "huggingface-hub>=0.24,<1"),  # later ones need more than requests
+    Package("yaml", "pyyaml>=6"),
+    Package("tqdm", "tqdm>=4.42.1"),
+    Package("packaging", "packaging>=21"),
+    Package("requests", "requests>=2.31"),
+    Package("certifi", "certifi"),
+    Package("charset_normalizer", "charset-normalizer"),
+    Package("idna", "idna"),
+    Package("urllib3", "urllib3"),
+)
+_TIMM = (Package("timm", "timm==1.0.31"), Package("safetensors", "safetensors>=0.4"), *_HUB)
+MODEL_LIBRARIES = [
+    Group("timm", _TIMM),
+    Group(
+        "segmentation_models_pytorch",
+        (
+            Package("segmentation_models_pytorch", "segmentation-models-pytorch==0.6.0"),
+            Package("PIL", "pillow>=10.1"),
+            *_TIMM,
+        ),
+    ),
+    Group(
+        "ultralytics",
+        (
+            Package("ultralytics", "ultralytics==8.4.190"),
+            Package("thop", "ultralytics-thop>=2.2"),
+            Package("cv2", "opencv-python-headless>=4.7"),
+            Package("PIL", "pillow>=10.1"),
+            Package("psutil", "psutil>=5.8"),
+            Package("requests", "requests>=2.31"),
+            Package("tqdm", "tqdm>=4.42.1"),
+            Package("yaml", "pyyaml>=6"),
+        ),
+    ),
+]
 
 
 def say(text: str) -> None:
@@ -379,7 +421,8 @@ def setup_command(arguments: list[str]) -> int:
 def test_command(arguments: list[str]) -> int:
     """The test suite."""
     facts = setup(("setuptools", "wheel", "numpy", "pytest"))
-    install_optional(demo_packages(facts), "the tests that need them skip")
+    libraries = [*demo_packages(facts), *MODEL_LIBRARIES]
+    install_optional(libraries, "the tests that need them skip")
     return run(PYTHON, "-m", "pytest", *arguments)
 
 
@@ -387,6 +430,25 @@ def demo_command(arguments: list[str]) -> int:
     """The demonstration."""
     install_optional(demo_packages(setup()), "the demo goes on without")
     return run(PYTHON, ROOT / "examples" / "demo.py", *arguments)
+
+
+def bench_command(arguments: list[str]) -> int:
+    """The benchmarks."""
+    setup()
+    return run(PYTHON, "-m", "benchmarks", *(arguments or ["--quick"]))
+
+
+def gpu_check_command(arguments: list[str]) -> int:
+    """All that needs a GPU. With a torch that is there already, pip is not needed."""
+    module = ("-m", "benchmarks.gpu_check")
+    if not PYTHON.exists():
+        if parent_has_torch():
+            return run(sys.executable, *module, *arguments)
+        if shutil.which("nvidia-smi") is None:  # before a torch for it is downloaded
+            stop("gpu-check: it needs a CUDA device, and there is no nvidia-smi here")
+    prepare()
+    install_basics(("setuptools", "numpy"))
+    return run(PYTHON, *module, *arguments)
 
 
 def dev_tools() -> None:
@@ -470,6 +532,8 @@ def help_command(arguments: list[str]) -> int:
 COMMANDS = {
     "demo": demo_command,
     "test": test_command,
+    "bench": bench_command,
+    "gpu-check": gpu_check_command,
     "setup": setup_command,
     "lint": lint_command,
     "format": format_command,

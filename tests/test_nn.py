@@ -63,6 +63,9 @@ UPSAMPLES = {
     ),
     "bilinear corners": (dict(size=(9, 9), mode="bilinear", align_corners=True), (1, 2, 4, 7)),
     "trilinear": (dict(scale_factor=2, mode="trilinear"), (1, 2, 3, 4, 5)),
+    "bicubic": (dict(scale_factor=1.7, mode="bicubic"), (2, 3, 5, 9)),
+    "bicubic corners": (dict(size=(9, 4), mode="bicubic", align_corners=True), (1, 2, 5, 7)),
+    "area": (dict(size=(3, 8), mode="area"), (1, 2, 7, 5)),
     "same size": (dict(size=(5, 7), mode="bilinear"), (1, 2, 5, 7)),
 }
 
@@ -100,9 +103,9 @@ def test_resample_leaves_integer_maps_to_torch() -> None:
     assert torch.equal(result, nn.Upsample(**options)(mask))
 
 
-def test_resample_rejects_bicubic() -> None:
+def test_resample_rejects_unknown_modes() -> None:
     with pytest.raises(ValueError, match="resample: expected mode"):
-        Resample(scale_factor=2, mode="bicubic")(torch.rand(1, 1, 4, 4))
+        Resample(scale_factor=2, mode="sinc")(torch.rand(1, 1, 4, 4))
 
 
 def maps(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[Tensor]:

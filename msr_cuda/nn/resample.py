@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,14 +61,20 @@ class _Gather(nn.Module):
         self.activation = activation
         self.dtype = dtype
 
+    def _options(self) -> dict[str, Any]:
+        """The keyword arguments of the operator."""
+        return {
+            "mode": self.mode,
+            "align_corners": self.align_corners,
+            "scale_factors": self.scale_factors,
+            "activation": self.activation,
+            "dtype": self.dtype,
+        }
+
     def extra_repr(self) -> str:
         """The mode, and every other option that was given."""
-        parts = [f"mode={self.mode!r}"]
-        for name in ("align_corners", "scale_factors", "activation", "dtype"):
-            value = getattr(self, name)
-            if value is not None:
-                parts.append(f"{name}={value!r}")
-        return ", ".join(parts)
+        given = {name: value for name, value in self._options().items() if value is not None}
+        return ", ".join(f"{name}={value!r}" for name, value in given.items())
 
 
 class ResampleSum(_Gather):
@@ -121,16 +128,7 @@ class ResampleSum(_Gather):
 
     def forward(self, inputs: Sequence[Tensor], size: Size = None) -> Tensor:
         """Sums ``inputs`` at ``size``; None: as :func:`msr_cuda.resample_sum` has it."""
-        return functional.resample_sum(
-            inputs,
-            size,
-            weights=self.weight,
-            mode=self.mode,
-            align_corners=self.align_corners,
-            scale_factors=self.scale_factors,
-            activation=self.activation,
-            dtype=self.dtype,
-        )
+        return functional.resample_sum(inputs, size, weights=self.weight, **self._options())
 
     def extra_repr(self) -> str:
         """The number of weights, the mode, and every other option that was given."""
@@ -164,12 +162,4 @@ class ResampleCat(_Gather):
 
     def forward(self, inputs: Sequence[Tensor], size: Size = None) -> Tensor:
         """Concatenates ``inputs`` at ``size``; None: as :func:`msr_cuda.resample_cat` has it."""
-        return functional.resample_cat(
-            inputs,
-            size,
-            mode=self.mode,
-            align_corners=self.align_corners,
-            scale_factors=self.scale_factors,
-            activation=self.activation,
-            dtype=self.dtype,
-        )
+        return functional.resample_cat(inputs, size, **self._options())

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import pkgutil
 import sys
 import types
+import warnings
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple, TypeVar
 
@@ -54,6 +54,7 @@ _recipes: dict[ModuleType, Recipe] = {}
 # remember nothing, so that a copy or a pickle of it can be restored too.
 _originals: dict[ModuleType, ModuleType] = {}
 _subclass_twins: dict[tuple[ModuleType, ModuleType], ModuleType] = {}
+_unusable: set[str] = set()  # recipes whose import failed
 
 
 def register(
@@ -124,7 +125,7 @@ def register(
     library = target.__module__.partition(".")[0]
 
     def decorate(twin: TwinT) -> TwinT:
-        _check_twin(target, twin)
+        check_twin(target, twin)
         if twin.__module__.partition(".")[0] != __name__.partition(".")[0]:
             load_recipes(library)  # so that `replace` sees what would come later
         known = _recipes.get(target)
@@ -134,8 +135,7 @@ def register(
                 f"register: expected {describe(target)} to have no twin yet (or replace=True), "
                 f"got {describe(known.twin)}"
             )
-        _recipes[target] = Recipe(target, twin, frozenset(forward_fingerprints))
-        _originals[twin] = target
+        _recipes[target] = make_recipe(target, twin, forward_fingerprints)
         return twin
 
     return decorate
@@ -150,11 +150,21 @@ def unregister(twin: ModuleType) -> None:
 
 
 def load_recipes(library: str | None = None) -> None:
-    """Imports the recipes of the libraries that are already imported (or of one of them)."""
-    for entry in pkgutil.iter_modules(_recipes_package.__path__):
-        # A library that failed to import may have left None there.
-        if sys.modules.get(entry.name) is not None and library in (None, entry.name):
-            importlib.import_module(f"{_recipes_package.__name__}.{entry.name}")
+    """Imports the recipes of the libraries that are already imported (or of one of them).
+
+    Warns:
+        UserWarning: the library is there, but is not laid out as its recipes expect. Once.
+    """
+    for entry, needed in _recipes_package.NEEDS.items():
+        # Where the module with the classes was never imported, no model has one of them, and
+        # importing it might fail. A library that failed to import may have left None there.
+        if entry in _unusable or library not in (None, entry) or sys.modules.get(needed) is None:
+            continue
+        try:
+            importlib.import_module(f"{_recipes_package.__name__}.{entry}")
+        except ImportError as error:
+            _unusable.add(entry)
+            warnings.warn(f"the recipes for {entry} do not fit its version: {error}", stacklevel=4)
 
 
 def recipes() -> list[Recipe]:
@@ -262,7 +272,16 @@ def _names(classes: Collection[type]) -> set[str]:
     return {name for cls in classes for name in vars(cls)}
 
 
-def _check_twin(target: ModuleType, twin: object) -> None:
+def make_recipe(
+    target: ModuleType, twin: ModuleType, forward_fingerprints: Collection[str]
+) -> Recipe:
+    """Remembers what ``twin`` stands for, so that :func:`msr_cuda.unfuse` can restore it."""
+    _originals[twin] = target
+    return Recipe(target, twin, frozenset(forward_fingerprints))
+
+
+def check_twin(target: ModuleType, twin: object) -> None:
+    """Raises a TypeError, unless ``twin`` just overrides the ``forward`` of ``target``."""
     if not (isinstance(twin, type) and issubclass(twin, target) and twin is not target):
         raise TypeError(f"register: expected a subclass of {describe(target)}, got {twin!r}")
     if twin.forward is target.forward:

@@ -1,1 +1,12 @@
-"""Recipes by library: ``<library>.py`` is imported by ``fuse`` where ``<library>`` already is."""
+"""Recipes by library: ``<library>.py`` is imported by ``fuse`` where the library already is."""
+
+from __future__ import annotations
+
+#: Library -> the module of it that has to be imported before a model can have one of its classes.
+NEEDS = {
+    "segmentation_models_pytorch": "segmentation_models_pytorch",
+    "timm": "timm.models.hrnet",
+    "torch": "torch.nn",
+    "torchvision": "torchvision.ops",
+    "ultralytics": "ultralytics.nn.tasks",
+}
