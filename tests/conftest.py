@@ -15,7 +15,7 @@ import torch
 from msr_cuda import _extension
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "examples"))
+sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 # Before any test hides torchvision: the shim looks for it once, when it is imported.
 importlib.import_module("torchvision_on_cpu")
 

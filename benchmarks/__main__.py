@@ -1,0 +1,215 @@
+"""Measures msr_cuda against eager PyTorch, autocast and torch.compile, side by side in one run.
+
+    python -m benchmarks --quick                   large maps, some minutes
+    python -m benchmarks                           the whole grid, also batch 1 and tiny maps
+    python -m benchmarks --quick --check           and hold the figures against the goals
+    python -m benchmarks.summary DIR               tables of what a run wrote
+
+Results are checked against each other before anything is timed. The table goes to standard output
+cell by cell, progress to standard error, and everything into benchmarks.json and benchmarks.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import msr_cuda
+from msr_cuda import functional
+
+from . import goals, machine, measure, results, summary, table, workloads
+from .contenders import CONTENDERS, OURS, CudaWatch, HostWatch
+from .runner import Settings, run_cell
+from .workloads import DTYPES, LAYOUTS, WORKLOADS, Cell, parse_size
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--quick", action="store_true", help="large maps only")
+    add("--list", action="store_true", help="print the cells that would run, and stop")
+    add("--workload", action="append", default=[], choices=list(WORKLOADS), metavar="NAME",
+        help="only this one (may be repeated): " + ", ".join(WORKLOADS))  # fmt: skip
+    add("--dtype", action="append", default=[], choices=list(DTYPES), help="only this one")
+    add("--layout", action="append", default=[], choices=list(LAYOUTS), help="only this one")
+    add("--size", action="append", default=[], type=_size, metavar="NxCxHxW",
+        help="the finest map, instead of the grid's sizes")  # fmt: skip
+    add("--against", action="append", default=[], choices=[c for c in CONTENDERS if c != OURS],
+        help="only this contender beside msr_cuda")  # fmt: skip
+    add("--device", choices=["cpu", "cuda"], default=None, help="default: cuda where there is one")
+    add("--threads", type=int, default=1, help="of the CPU kernels (default: 1)")
+    add("--rounds", type=int, default=None, help="samples per contender (default: 9 or 15)")
+    add("--allocator", choices=["keep", "default"], default="keep",
+        help="CPU: whether the C library is told to keep freed memory")  # fmt: skip
+    add("--compile-seconds", type=float, default=120.0, metavar="N",
+        help="what torch.compile may take for one cell (default: 120)")  # fmt: skip
+    add("--budget", type=float, default=None, metavar="SECONDS",
+        help="begin no further cell after this time")  # fmt: skip
+    add("--check", action="store_true", help="hold the figures against the goals for a CPU thread")
+    add("--out", type=Path, default=machine.ROOT / "benchmark-output", metavar="DIR",
+        help="where files go (default: benchmark-output/ in the checkout)")  # fmt: skip
+    add("--commit", default=None, help="what to write down where the checkout has no git")
+    arguments = parser.parse_args(argv)
+    for name in ("threads", "rounds"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name}: expected at least 1, got {value}")
+    if arguments.device is None:
+        arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: no CUDA device is available")
+    if arguments.check and (arguments.device != "cpu" or arguments.threads != 1):
+        parser.error("--check: the goals are those of one CPU thread (--device cpu --threads 1)")
+    return arguments
+
+
+def _size(text: str) -> workloads.Size:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def facts(arguments: argparse.Namespace, command: Sequence[str], settings: Settings,
+          allocator: str, bandwidth: float) -> dict[str, Any]:  # fmt: skip
+    """What the figures were made on, and how."""
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "-m", "benchmarks", *command]),
+        "machine": machine.machine_facts(settings.device),
+        "versions": machine.version_facts("triton"),
+        "commit": arguments.commit or machine.commit(),
+        "extension": msr_cuda.info()["extension"]["build"],
+        "measured": {
+            "clock": settings.watch.clock,
+            "host_clock": settings.watch.host_clock,
+            "rounds": settings.rounds,
+            "allocator": allocator,
+        },
+        "copy_bytes_per_second": bandwidth,
+    }
+
+
+def prepare_allocator(arguments: argparse.Namespace) -> str:
+    """Sets it up, and says how it is."""
+    if arguments.device == "cuda":
+        return "PyTorch's caching allocator"
+    if arguments.allocator == "keep" and measure.keep_freed_memory():
+        return "freed memory is kept (mallopt: no mmap, no trim)"
+    return "the C library's default, fresh pages for large maps"
+
+
+def introduction(found: dict[str, Any]) -> str:
+    """The first lines of the output."""
+    measured = found["measured"]
+    return "\n".join(
+        [
+            summary.heading({**found}),
+            f"compared by: {measured['clock']} (host: {measured['host_clock']})",
+            f"allocator: {measured['allocator']}",
+            f"copying moves {found['copy_bytes_per_second'] / 1e9:.1f} GB/s, read and written",
+            table.EXPLANATION,
+        ]
+    )
+
+
+def run(cells: Sequence[Cell], settings: Settings, found: results.Run, out: Path,
+        budget: float | None) -> None:  # fmt: skip
+    """Measures the cells; prints and writes each as soon as it is there."""
+    begun = time.monotonic()
+    printed = 0
+    for number, cell in enumerate(cells, 1):
+        if budget is not None and time.monotonic() - begun > budget:
+            found.left_out.append(f"{len(cells) - number + 1} cells: {budget:g} s were up")
+            break
+
+        def progress(what: str, number: int = number, cell: Cell = cell) -> None:
+            place = f"{number}/{len(cells)}, {time.monotonic() - begun:.0f} s"
+            print(f"[{place}] {cell}: {what}", file=sys.stderr, flush=True)
+
+        outcome = run_cell(cell, settings, progress)
+        found.measurements += outcome.measurements
+        found.left_out += outcome.left_out
+        found.wrong += outcome.wrong
+        found.complete = number == len(cells)
+        found.write(out)
+        groups = table.by_cell(found.rows)
+        for group in groups[printed:]:
+            print("\n" + table.cell_text(group), flush=True)
+        printed = len(groups)
+
+
+def conclude(arguments: argparse.Namespace, found: results.Run, paths: Sequence[Path]) -> int:
+    """What was left out, the ratios, the goals; returns the exit status."""
+    print("\nHow many times msr_cuda's time the others take, over the sizes of a kind of cell:\n")
+    print(summary.ratios_table(summary.ratios(found.rows)))
+    for text in found.left_out:
+        print(f"left out: {text}")
+    for text in found.wrong:
+        print(f"WRONG: {text}")
+    status = 1 if found.wrong else 0
+    if arguments.check:
+        asked = [
+            goal
+            for goal in goals.CPU_GOALS
+            if not arguments.workload or goal.workload in arguments.workload
+            if not arguments.dtype or goal.dtype in arguments.dtype
+            if not arguments.layout or goal.layout in arguments.layout
+        ]
+        print("\nGoals, one thread, at every size:\n")
+        for verdict in goals.verdicts(found.rows, asked):
+            print(goals.describe(verdict))
+            status = status if verdict.met else 1
+    print("\nWritten: " + ", ".join(map(str, paths)))
+    return status
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs what the command line asks for; returns the exit status."""
+    arguments = parse(argv)
+    cells = workloads.cells(
+        arguments.device, quick=arguments.quick, workloads=arguments.workload,
+        dtypes=arguments.dtype, layouts=arguments.layout, sizes=arguments.size,
+    )  # fmt: skip
+    if arguments.list:
+        print("\n".join(map(str, cells)))
+        return 0
+    device = torch.device(arguments.device)
+    torch.set_num_threads(arguments.threads)
+    reasons = functional.unsupported_reasons([torch.empty(1, 1, 1, device=device)])
+    if reasons:
+        print("there are no kernels to measure: " + "; ".join(reasons), file=sys.stderr)
+        return 2
+    allocator = prepare_allocator(arguments)
+    measure.prepare_compiler(device)
+    settings = Settings(
+        device,
+        CudaWatch() if device.type == "cuda" else HostWatch(arguments.threads),
+        arguments.rounds or (9 if arguments.quick else 15),
+        tuple(arguments.against) or CONTENDERS,
+        compile_seconds=arguments.compile_seconds,
+    )
+    size = 2**30 if device.type == "cuda" else 2**28  # far beyond any cache
+    bandwidth = measure.copy_bandwidth(device, size, clock=settings.watch.compared)
+    command = sys.argv[1:] if argv is None else argv
+    found = results.Run(facts(arguments, command, settings, allocator, bandwidth))
+    print(introduction(found.facts), flush=True)
+    run(cells, settings, found, arguments.out, arguments.budget)
+    return conclude(arguments, found, found.write(arguments.out))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""Result files: everything in JSON, one row per measurement in CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import CSV_NAME, JSON_NAME
+from .contenders import OURS
+from .runner import Measurement
+from .workloads import WORKLOADS
+
+#: Of the columns, those that say which measurement a row is.
+KEYS = ("workload", "size", "dtype", "layout", "direction", "launch", "contender")
+#: Columns that are the same in every row of a run, so that rows of several files can be joined.
+RUN_COLUMNS = ("device", "threads", "torch", "cuda", "msr_cuda", "commit", "date")
+COLUMNS = (
+    *KEYS, "median_seconds", "q1_seconds", "q3_seconds", "samples", "host_seconds", "times_ours",
+    "peak_bytes", "minimum_bytes", "copy_share", "error", *RUN_COLUMNS,
+)  # fmt: skip
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Run:
+    """One run of the benchmarks.
+
+    Attributes:
+        facts: machine, versions, commit, command and how it was measured; JSON-serialisable.
+        measurements: in the order in which they were made.
+        left_out: what could not be measured, and why.
+        wrong: cells whose results are not right.
+        complete: whether every cell that was asked for was run.
+    """
+
+    facts: dict[str, Any]
+    measurements: list[Measurement] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    complete: bool = False
+
+    @property
+    def rows(self) -> list[Row]:
+        """One per measurement, with :data:`COLUMNS` as keys."""
+        machine, versions = self.facts["machine"], self.facts["versions"]
+        shared = {
+            "device": machine["gpu"] or machine["cpu"],
+            "threads": machine["threads"],
+            "torch": versions["torch"],
+            "cuda": versions["cuda"],
+            "msr_cuda": versions["msr_cuda"],
+            "commit": self.facts["commit"],
+            "date": self.facts["date"],
+        }
+        rows = []
+        for m in self.measurements:
+            low, high = m.timing.quartiles
+            rows.append(
+                {
+                    **m.cell._asdict(),
+                    "size": str(m.cell.size),
+                    "direction": m.direction,
+                    "launch": m.launch,
+                    "contender": m.contender,
+                    "median_seconds": m.timing.median,
+                    "q1_seconds": low,
+                    "q3_seconds": high,
+                    "samples": len(m.timing.samples),
+                    "host_seconds": m.host.median,
+                    "peak_bytes": m.peak_bytes,
+                    "minimum_bytes": m.minimum_bytes,
+                    "copy_share": m.bandwidth / self.facts["copy_bytes_per_second"],
+                    "error": m.error,
+                    **shared,
+                }
+            )
+        return with_ratios(rows)
+
+    def write(self, folder: Path) -> list[Path]:
+        """Writes both files, each whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = self.rows
+        samples = [
+            {**row, "samples_seconds": m.timing.samples, "samples_host_seconds": m.host.samples}
+            for row, m in zip(rows, self.measurements, strict=True)
+        ]
+        content = {
+            **self.facts,
+            "complete": self.complete,
+            "workloads": {row["workload"]: WORKLOADS[row["workload"]].about for row in rows},
+            "measurements": [
+                {key: value for key, value in row.items() if key not in RUN_COLUMNS}
+                for row in samples
+            ],
+            "left_out": self.left_out,
+            "wrong": self.wrong,
+        }
+        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+        return [_write(folder / JSON_NAME, text), _write(folder / CSV_NAME, to_csv(rows))]
+
+
+def with_ratios(rows: Sequence[Row]) -> list[Row]:
+    """The rows, each with ``times_ours``: its median as a multiple of msr_cuda's in the same place.
+
+    None where msr_cuda was not measured.
+    """
+    ours = {_place(row): row["median_seconds"] for row in rows if row["contender"] == OURS}
+    return [
+        {**row, "times_ours": row["median_seconds"] / ours[_place(row)]}
+        if _place(row) in ours
+        else {**row, "times_ours": None}
+        for row in rows
+    ]
+
+
+def _place(row: Row) -> tuple[str, ...]:
+    return tuple(row[key] for key in KEYS[:-1])
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """The rows as text, with a header."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _write(path: Path, text: str) -> Path:
+    # A run that is stopped while it writes must not leave half a file in the place of a whole one.
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A JSON file, or the one in a folder.
+
+    Raises:
+        ValueError: it is not one of ours.
+    """
+    path = path / JSON_NAME if path.is_dir() else path
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or "measurements" not in content:
+        raise ValueError(f"{path}: expected a {JSON_NAME} of `python -m benchmarks`")
+    return content

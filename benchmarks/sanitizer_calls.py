@@ -1,0 +1,124 @@
+"""Small calls of every kernel, for compute-sanitizer to watch; correctness is the tests' business.
+
+    compute-sanitizer --tool memcheck python -m benchmarks.sanitizer_calls --device cuda
+
+The calls are the table of cases of the operator tests and the workloads of the benchmarks at small
+sizes, forward and backward. Their order is mixed, so that a run that must stop early has seen some
+of everything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .machine import ROOT
+from .workloads import DTYPES, LAYOUTS, WORKLOADS, Cell, Size, make_maps
+
+#: Rows that vector instructions fit, and rows they do not.
+SIZES = (Size(2, 16, 24, 40), Size(1, 9, 11, 13))
+
+
+def operator_cases() -> Sequence[Any]:
+    """The table of the operator tests.
+
+    Raises:
+        ImportError: pytest, which that table imports, is missing.
+    """
+    folder = str(ROOT / "tests")
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    return importlib.import_module("cases").CASES
+
+
+def forward_and_backward(function: Callable[[], tuple[list[Tensor], list[Tensor]]]) -> None:
+    """Runs it; ``function`` returns outputs, and the leaves to differentiate by.
+
+    Raises:
+        AssertionError: something is not finite.
+    """
+    outputs, leaves = function()
+    grads = [torch.ones_like(output) for output in outputs]
+    found = torch.autograd.grad(outputs, leaves, grads, allow_unused=True)
+    for tensor in (*outputs, *found):
+        assert tensor is None or bool(tensor.isfinite().all()), "a result is not finite"
+
+
+def has_kernel(call: Callable[[], None]) -> bool:
+    """Makes a call; False if it is refused because there is no kernel for it."""
+    try:
+        call()
+    except RuntimeError as error:
+        if 'impl="kernel"' not in str(error):
+            raise
+        return False
+    return True
+
+
+def calls(device: torch.device) -> dict[str, Callable[[], None]]:
+    """Every call, by name."""
+    found: dict[str, Callable[[], None]] = {}
+
+    def add(name: str, function: Callable[[], tuple[list[Tensor], list[Tensor]]]) -> None:
+        found[name] = partial(forward_and_backward, function)
+
+    def of_case(case: Any, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+        maps = case.maps(dtype, device.type, requires_grad=True)
+        weights = case.make_weights(torch.float32, device.type, requires_grad=True)
+        leaves = maps if weights is None else [*maps, weights]
+        return [case.call(maps, weights, "kernel")], leaves
+
+    def of_cell(cell: Cell) -> tuple[list[Tensor], list[Tensor]]:
+        leaves = [x.requires_grad_() for x in make_maps(cell, device)]
+        return WORKLOADS[cell.workload].fused(leaves, "kernel"), leaves
+
+    for case in operator_cases():
+        for name in ("float32", "float16"):
+            add(f"case {case.name} {name}", partial(of_case, case, DTYPES[name]))
+    for workload in WORKLOADS:
+        for size in SIZES:
+            for dtype in DTYPES:
+                for layout in LAYOUTS:
+                    cell = Cell(workload, size, dtype, layout)
+                    add(str(cell), partial(of_cell, cell))
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Makes the calls; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.sanitizer_calls", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], required=True)
+    parser.add_argument("--seconds", type=float, default=None, metavar="N", help="then stop")
+    arguments = parser.parse_args(argv)
+    begun = time.monotonic()
+    names = calls(torch.device(arguments.device))
+    order = list(names)
+    random.Random(0).shuffle(order)
+    done = without = 0
+    for name in order:
+        if arguments.seconds is not None and time.monotonic() - begun > arguments.seconds:
+            break
+        try:
+            without += not has_kernel(names[name])
+        except (AssertionError, RuntimeError) as error:
+            raise RuntimeError(f"{name}: {error}") from error
+        done += 1
+    if arguments.device == "cuda":
+        torch.cuda.synchronize()
+    print(f"{done} of {len(order)} calls made, forward and backward, {without} without a kernel")
+    return 0 if done > without else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

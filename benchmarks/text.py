@@ -1,0 +1,17 @@
+"""Quantities, as people read them."""
+
+from __future__ import annotations
+
+
+def format_seconds(seconds: float) -> str:
+    """Three digits and a unit."""
+    unit, value = "s", seconds
+    for smaller in ("ms", "us"):
+        if value < 0.9995:  # what would be rounded to less than 1.00
+            unit, value = smaller, 1000 * value
+    return f"{value:#.3g}".rstrip(".") + f" {unit}" if value < 999.5 else f"{value:.0f} {unit}"
+
+
+def format_bytes(count: int) -> str:
+    """Megabytes, decimal."""
+    return f"{count / 1e6:.1f} MB" if count < 1e8 else f"{count / 1e6:.0f} MB"
