@@ -253,6 +253,7 @@ def install_basics(needed: tuple[str, ...]) -> None:
         "numpy": "numpy",
         "pytest": "pytest>=8",
         "pybind11": "pybind11>=2.12",
+        "expecttest": "expecttest",  # torch.testing._internal imports it, unlisted
     }
     facts = probe()
 

@@ -27,6 +27,21 @@ def _operators() -> dict[str, list[str]]:
     }
 
 
+def _cpu() -> dict[str, str | None]:
+    """The instruction set of the CPU kernels, or why there is none."""
+    isa = why_not = None
+    if _extension.LOADED:
+        try:
+            isa = str(torch.ops.msr_cuda.cpu_isa())
+        except RuntimeError as error:
+            # Without the place in the sources that the message begins with.
+            message = str(error)
+            why_not = message[max(0, message.find("MSR_CUDA_CPU_ISA")) :]
+    else:
+        why_not = _extension.WHY_NOT
+    return {"isa": isa, "why_not": why_not}
+
+
 def _gpus() -> list[dict[str, Any]]:
     if not torch.cuda.is_available():
         return []
@@ -65,7 +80,7 @@ def _serves(architectures: str, capability: str) -> bool:
     return False
 
 
-def _advice(gpus: list[dict[str, Any]]) -> list[str]:
+def _advice(gpus: list[dict[str, Any]], cpu: dict[str, str | None]) -> list[str]:
     """What keeps kernels from running here and the command that would change it."""
     build_cuda = _extension.build_command("cuda")
     if not _extension.LOADED:
@@ -80,6 +95,8 @@ def _advice(gpus: list[dict[str, Any]]) -> list[str]:
             f"the binary is of msr_cuda {built_for}, the package {__version__}: "
             + _extension.build_command()
         )
+    if cpu["isa"] is None:
+        advice.append(f"every CPU kernel refuses to run ({cpu['why_not']}): change or unset it")
     if torch.version.cuda and not _extension.has_kernels("cuda"):
         reason = _extension.build_reason()
         advice.append(f"no CUDA kernels{f' ({reason})' if reason else ''}: {build_cuda}")
@@ -101,10 +118,13 @@ def info() -> dict[str, Any]:
     Returns:
         dict: ``msr_cuda``, ``python``, ``torch``, ``torch_cuda``, ``platform`` (str or None);
         ``gpus`` (list of name, capability, memory_gb); ``extension`` (loaded, path, why_not,
-        build); ``kernels`` (operator -> dispatch keys that have a kernel for it); ``advice`` (list
-        of str: what is missing, with the command that gives it). JSON-serialisable.
+        build); ``cpu`` (isa, the instruction set of the CPU kernels, ``"avx512"``, ``"avx2"`` or
+        ``"generic"``; why_not, where there is none); ``kernels`` (operator -> dispatch keys that
+        have a kernel for it); ``advice`` (list of str: what is missing, with the command that gives
+        it). JSON-serialisable.
     """
     gpus = _gpus()
+    cpu = _cpu()
     return {
         "msr_cuda": __version__,
         "python": platform.python_version(),
@@ -118,8 +138,9 @@ def info() -> dict[str, Any]:
             "why_not": _extension.WHY_NOT,
             "build": dict(_extension.BUILD),
         },
+        "cpu": cpu,
         "kernels": _operators(),
-        "advice": _advice(gpus),
+        "advice": _advice(gpus, cpu),
     }
 
 
@@ -146,6 +167,7 @@ def format_info(facts: dict[str, Any] | None = None) -> str:
                 + (", sanitizers" if build["sanitized"] else ""),
             )
         )
+        rows.append(("CPU kernels", facts["cpu"]["isa"] or f"none: {facts['cpu']['why_not']}"))
     else:
         rows.append(("extension", f"none: {extension['why_not']}"))
     lines = [f"{name:<12}{value}" for name, value in rows]

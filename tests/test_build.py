@@ -95,6 +95,32 @@ def test_format_info_names_every_operator():
 
 
 @needs_extension
+def test_info_names_the_instruction_set_of_the_cpu_kernels():
+    cpu = _info.info()["cpu"]
+    assert cpu == {"isa": torch.ops.msr_cuda.cpu_isa(), "why_not": None}
+    assert f"CPU kernels {cpu['isa']}" in _info.format_info().splitlines()
+
+
+@needs_extension
+def test_info_survives_an_unknown_instruction_set():
+    message = "MSR_CUDA_CPU_ISA: expected avx512, avx2 or generic"
+    done = python("-m", "msr_cuda", "info", MSR_CUDA_CPU_ISA="sse")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert f"CPU kernels none: {message}" in lines
+    assert f"to do       every CPU kernel refuses to run ({message}): change or unset it" in lines
+
+
+def test_info_without_the_extension_says_why_there_is_no_instruction_set():
+    done = python("-m", "msr_cuda", "info", "--json", MSR_CUDA_DISABLE_EXTENSION="1")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["cpu"] == {"isa": None, "why_not": facts["extension"]["why_not"]}
+    assert len(facts["advice"]) == 1
+    assert "MSR_CUDA_CPU_ISA" not in facts["advice"][0]
+
+
+@needs_extension
 def test_binary_is_of_this_version():
     assert _info.info()["extension"]["build"]["version"] == __version__
 

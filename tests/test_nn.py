@@ -119,6 +119,8 @@ OPTIONS = {
     "size": ({}, (12, 5)),
     "scale factors": (dict(mode="bilinear", scale_factors=[None, 1.5]), (9, 13)),
     "per input": (dict(mode=["nearest", "bilinear"], align_corners=[None, True]), (11, 10)),
+    "antialias": (dict(mode="bilinear", antialias=True), (4, 5)),
+    "antialias per input": (dict(mode="bilinear", antialias=[True, False]), (4, 5)),
     "relu": (dict(activation="relu"), None),
     "dtype": (dict(dtype=torch.float32), None),
 }
@@ -146,6 +148,84 @@ def test_every_option_reaches_the_operator(case: str, kind: str) -> None:
     if case != "default":
         same = default.dtype == expected.dtype and torch.equal(default, expected)
         assert not same, "the case does not show whether the option is used"
+
+
+#: Constructor options of ResampleSum, and the parameters that they make.
+PARAMETERS: dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]]]] = {
+    "softmax": (dict(num_weights=2, normalize="softmax"), {"weight": (2,)}),
+    "fast": (dict(num_weights=2, normalize="fast"), {"weight": (2,)}),
+    "eps": (dict(num_weights=2, normalize="fast", eps=0.5), {"weight": (2,)}),
+    "channel weights": (
+        dict(num_weights=2, num_channels=3, channel_weights=True),
+        {"weight": (2, 3)},
+    ),
+    "softmax of channel weights": (
+        dict(num_weights=2, num_channels=3, channel_weights=True, normalize="softmax"),
+        {"weight": (2, 3)},
+    ),
+    "scale": (dict(num_channels=3, scale=True), {"scale": (3,)}),
+    "bias": (dict(num_channels=3, bias=True), {"bias": (3,)}),
+    "out_scale": (dict(out_scale=0.25), {}),
+    "all": (
+        dict(num_weights=2, num_channels=3, scale=True, bias=True, out_scale=3.0),
+        {"weight": (2,), "scale": (3,), "bias": (3,)},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PARAMETERS)
+def test_every_parameter_of_a_sum_reaches_the_operator(case: str) -> None:
+    options, shapes = PARAMETERS[case]
+    inputs = maps((2, 3, 9, 13), (2, 3, 6, 9))
+    module = ResampleSum(**options, mode="bilinear", activation="silu")
+    state = module.state_dict()
+    assert {name: tuple(value.shape) for name, value in state.items()} == shapes
+    default = ResampleSum(mode="bilinear", activation="silu")(inputs)
+    start = module(inputs)
+    if not options.keys() & {"normalize", "out_scale"}:
+        assert_equal_to_twin(start, default, "the sum with parameters as they start")
+
+    values = {name: torch.rand(shape) + 0.1 for name, shape in shapes.items()}
+    module.load_state_dict(values)
+    arguments: dict[str, Any] = {
+        "weights" if name == "weight" else name: value.clone().requires_grad_()
+        for name, value in values.items()
+    }
+    constants = {
+        name: options[name] for name in ("normalize", "eps", "out_scale") if name in options
+    }
+    expected = msr_cuda.resample_sum(
+        inputs, mode="bilinear", activation="silu", **arguments, **constants
+    )
+    result = module(inputs)
+    assert torch.equal(result, expected)
+    assert not torch.equal(result, default), "the case does not show whether the option is used"
+    if not shapes:
+        return
+    result.square().sum().backward()
+    expected.square().sum().backward()
+    for name, parameter in module.named_parameters():
+        twin = arguments["weights" if name == "weight" else name]
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0
+        assert torch.equal(parameter.grad, twin.grad)
+
+
+@pytest.mark.parametrize("normalize", ["softmax", "fast"])
+def test_normalized_weights_start_as_a_mean(normalize: str) -> None:
+    inputs = maps((2, 3, 9, 13), (2, 3, 6, 9), (2, 3, 4, 5))
+    mean = msr_cuda.resample_sum(inputs, out_scale=1 / 3)
+    assert_equal_to_twin(ResampleSum(3, normalize=normalize, eps=0)(inputs), mean, "the mean")
+
+
+def test_sources_may_be_poolings() -> None:
+    mode = ["nearest", msr_cuda.Pool("max", 3, 2, 1)]
+    inputs = maps((2, 3, 4, 6), (2, 3, 8, 12))
+    assert torch.equal(
+        ResampleSum(mode=mode)(inputs),
+        inputs[0] + nn.functional.max_pool2d(inputs[1], 3, 2, 1),
+    )
+    pooled = nn.functional.max_pool2d(inputs[1], 3, 2, 1)
+    assert torch.equal(ResampleCat(mode=mode)(inputs), torch.cat([inputs[0], pooled], 1))
 
 
 def test_weights_start_as_ones_and_are_learned() -> None:
@@ -191,18 +271,55 @@ def test_representations() -> None:
     )
 
 
+def test_representations_of_parameters() -> None:
+    module = ResampleSum(
+        2, num_channels=4, channel_weights=True, normalize="fast", eps=0.01, scale=True, bias=True,
+        out_scale=0.5, mode="linear", antialias=True,
+    )  # fmt: skip
+    assert repr(module) == (
+        "ResampleSum(num_weights=2, num_channels=4, channel_weights=True, scale=True, bias=True, "
+        "mode='linear', antialias=True, normalize='fast', eps=0.01, out_scale=0.5)"
+    )
+    assert repr(ResampleSum(num_channels=4, bias=True)) == (
+        "ResampleSum(num_channels=4, bias=True, mode='nearest')"
+    )
+    assert repr(ResampleCat(antialias=[True, False], mode="bicubic")) == (
+        "ResampleCat(mode='bicubic', antialias=[True, False])"
+    )
+
+
 def test_sum_can_be_copied_and_placed() -> None:
-    module = ResampleSum(2, device="meta")
-    assert module.weight.device.type == "meta"
+    placed = ResampleSum(2, num_channels=3, scale=True, bias=True, device="meta")
+    assert {p.device.type for p in placed.parameters()} == {"meta"}
+    assert len(list(placed.parameters())) == 3
     module = copy.deepcopy(ResampleSum(2, mode="bilinear"))
     inputs = maps((1, 2, 4, 4), (1, 2, 2, 2))
     assert torch.equal(module(inputs), msr_cuda.resample_sum(inputs, mode="bilinear"))
 
 
+@pytest.mark.parametrize("name", ["num_weights", "num_channels"])
 @pytest.mark.parametrize(("value", "error"), [(0, ValueError), (True, TypeError), (2.0, TypeError)])
-def test_sum_rejects_num_weights(value: Any, error: type[Exception]) -> None:
-    with pytest.raises(error, match="ResampleSum: expected num_weights to be"):
-        ResampleSum(value)
+def test_sum_rejects_numbers(name: str, value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=f"ResampleSum: expected {name} to be"):
+        ResampleSum(**{name: value}, bias=name == "num_channels")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(scale=True), "expected num_channels with scale=True, got None"),
+        (dict(num_weights=2, channel_weights=True), "expected num_channels with channel_weights="),
+        (dict(num_channels=3), "expected num_channels only with channel_weights, scale, bias"),
+        (dict(normalize="fast"), "expected num_weights with normalize='fast', got None"),
+        (
+            dict(num_channels=3, channel_weights=True),
+            "expected num_weights with channel_weights=True, got None",
+        ),
+    ],
+)
+def test_sum_rejects_options_that_lack_a_number(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^ResampleSum: {message}"):
+        ResampleSum(**options)
 
 
 class PoolBlock(nn.Module):

@@ -36,6 +36,12 @@ class GatherCpu {
     // tile is finished as one row, in a pass of its own.
     at_once_ = !(params.gate || params.mask) || !out.channels_last ||
                (out.size[1] % 8 == 0 && (!is_cat_ || whole_bytes_));
+    if (at_once_ && !is_cat_) {
+      finisher_ = params.num_branches - 1;
+      for (int b = params.num_branches - 1; b >= 0 && params.num_branches > 1; --b)
+        if (sources_[b].as_it_lies) base_ = b;
+      if (base_ == finisher_) --finisher_;
+    }
     // Whole bytes of the mask per chunk, so that no two threads share one; and enough work to be
     // worth a task.
     const int64_t length = std::max<int64_t>(1, rows_.channels * rows_.width);
@@ -93,7 +99,7 @@ class GatherCpu {
     Taps<acc_t> taps;            // of the width
     std::vector<Range> columns;  // of the source, per tile
     bool resampled_rows_serve_twice;
-    bool as_it_lies;  // neither resampled nor converted: it can be added where it is
+    bool as_it_lies;  // it has the result's size, type and strides: it can be added where it is
   };
 
   // Source rows of one branch that were resampled along the width of a tile. Destinations read at
@@ -119,6 +125,7 @@ class GatherCpu {
   // Where a branch's share of a tile goes.
   struct Target {
     const acc_t* previous;  // or null
+    const void* base;       // or null
     void* to;
     int64_t stride, previous_stride, finish_stride;  // per pixel
     Finish finish;
@@ -163,7 +170,7 @@ class GatherCpu {
     }
     s.resampled_rows_serve_twice = s.depth || s.height || s.factor != 1;
     const Stretch pixels = stretch_of(s, rows_.width);
-    s.as_it_lies = is_identity(branch) && map.dtype == kKeep.dtype && s.factor == 1 &&
+    s.as_it_lies = is_identity(branch) && map.dtype == params_.out.dtype && s.factor == 1 &&
                    pixels.is_vectorizable() && (planar || s.column_stride == s.channels);
   }
 
@@ -197,25 +204,28 @@ class GatherCpu {
     if (is_cat_) {
       write_slices(p, tile, columns, to, how, scratch);
     } else {
-      const acc_t* previous = nullptr;
-      int b = 0, turn = 0;
-      const int last = params_.num_branches - (at_once_ ? 1 : 0);
-      if (b < last && sources_[0].as_it_lies) {
-        const Source& s = sources_[b++];
-        previous = reinterpret_cast<const acc_t*>(plane(s, p) + p.at[0] * s.stride[2] +
-                                                  p.at[1] * s.stride[3] + p.at[2] * s.stride[4]);
+      // The branch that needs nothing joins the one that finishes the tile.
+      const void* base = nullptr;
+      if (base_ >= 0) {
+        const Source& s = sources_[base_];
+        base = plane(s, p) + p.at[0] * s.stride[2] + p.at[1] * s.stride[3] + p.at[2] * s.stride[4];
       }
-      for (; b < last; ++b) {
+      const acc_t* previous = nullptr;
+      int turn = 0;
+      for (int b = 0; b < params_.num_branches; ++b) {
+        if (b == base_) continue;
+        if (b == finisher_) {
+          add_branch(b, p, tile, columns, {previous, base, to, stride, stride, stride / 8, how},
+                     scratch);
+          continue;
+        }
         acc_t* sum = room(scratch.sums[turn], length);
         turn = 1 - turn;
-        add_branch(b, p, tile, columns, {previous, sum, stride, stride, 0, kKeep}, scratch);
+        add_branch(b, p, tile, columns, {previous, nullptr, sum, stride, stride, 0, kKeep},
+                   scratch);
         previous = sum;
       }
-      if (at_once_) {
-        add_branch(b, p, tile, columns, {previous, to, stride, stride, stride / 8, how}, scratch);
-      } else {
-        finish_row(previous, to, length, how);
-      }
+      if (!at_once_) finish_row(previous, to, length, how);
     }
     if (how.mask == scratch.bits[1].data() && how.mask)
       place_bits(params_.mask, offset, how.mask, length);
@@ -230,7 +240,7 @@ class GatherCpu {
       const Source& s = sources_[b];
       if (!touches(s, p.c)) continue;
       const int64_t begin = params_.out.channels_last ? s.channel_begin : 0;
-      Target target{nullptr, kept + begin, stride, stride, stride / 8, kKeep};
+      Target target{nullptr, nullptr, kept + begin, stride, stride, stride / 8, kKeep};
       if (at_once_) {
         target.to = to + begin * element_size(params_.out.dtype);
         target.finish = how;
@@ -245,8 +255,8 @@ class GatherCpu {
   void finish_row(const acc_t* values, void* to, int64_t length, const Finish& how) const {
     const void* row = values;
     const acc_t one = 1;
-    ops_.combine({to, nullptr, &row, nullptr, &one, 1, kKeep.dtype, 1, length, length, length,
-                  length, 0, 0, how});
+    ops_.combine({to, nullptr, nullptr, &row, nullptr, &one, 1, kKeep.dtype, 1, length, length,
+                  length, length, 0, 0, how});
   }
 
   // The branch's element at (n, c, 0, 0, 0), where c is a channel of the output.
@@ -308,6 +318,7 @@ class GatherCpu {
     }
     CombineArgs<acc_t> args{target.to,
                             target.previous,
+                            target.base,
                             scratch.taps.data(),
                             nullptr,
                             scratch.weights.data(),
@@ -334,6 +345,7 @@ class GatherCpu {
     const Stretch stretch = stretch_of(s, source.end - source.begin);
     AlongPixelsArgs<acc_t> args{target.to,
                                 target.previous,
+                                target.base,
                                 scratch.taps[0],
                                 s.dtype,
                                 &s.taps,
@@ -349,7 +361,7 @@ class GatherCpu {
     if (scratch.count > 1 || scratch.weights[0] != 1 || !stretch.is_vectorizable() ||
         !takes<acc_t>(s.dtype, target.finish.dtype)) {
       acc_t* sum = room(scratch.row, stretch.numel());
-      combine(s.dtype, stretch, {nullptr, sum, s.channels, s.channels, 0, kKeep}, scratch);
+      combine(s.dtype, stretch, {nullptr, nullptr, sum, s.channels, s.channels, 0, kKeep}, scratch);
       args.row = sum;
       args.dtype = kKeep.dtype;
       args.row_stride = s.channels;
@@ -371,7 +383,7 @@ class GatherCpu {
       if (kept.source != scratch.taps[i] || kept.tile != tile) {
         kept.source = scratch.taps[i];
         kept.tile = tile;
-        const Target to{nullptr, room(kept.row, columns), 1, 1, 0, kKeep};
+        const Target to{nullptr, nullptr, room(kept.row, columns), 1, 1, 0, kKeep};
         resample_row(s, begin, columns, source, scratch.taps[i], to, scratch);
       }
       scratch.taps[i] = kept.row.data();
@@ -382,8 +394,8 @@ class GatherCpu {
   void resample_row(const Source& s, int32_t begin, int64_t columns, Range source, const void* row,
                     const Target& target, Scratch& scratch) const {
     const Stretch stretch = stretch_of(s, source.end - source.begin);
-    AlongRowArgs<acc_t> args{target.to, target.previous, row,     s.dtype,
-                             &s.taps,   begin,           columns, target.finish};
+    AlongRowArgs<acc_t> args{target.to, target.previous, target.base, row,          s.dtype,
+                             &s.taps,   begin,           columns,     target.finish};
     int64_t element = s.element;
     // The permutes read whole vectors, also beyond the end of a row that is shorter.
     if (!stretch.is_vectorizable() || s.width->needs_padding() ||
@@ -405,7 +417,9 @@ class GatherCpu {
   int32_t max_taps_ = 1;
   bool is_cat_ = false;
   bool whole_bytes_ = true;  // every branch has a multiple of eight channels
-  bool at_once_;             // the last branch finishes the tile
+  bool at_once_;             // one branch finishes the tile,
+  int finisher_ = -1;        // this one,
+  int base_ = -1;            // and adds this one as it lies
   Source sources_[kMaxInputs];
 };
 

@@ -30,12 +30,14 @@ MSR_HOST_DEVICE bool takes(DType row, DType result) {
   return row == DType::kFloat32 || result == DType::kFloat32 || row == result;
 }
 
-// to[k] = finish(previous[k] + sum_i weights[i] * gates[i][k] * rows[i][k]) for `columns` pixels of
-// `channels` values each. Strides are per pixel, those of bit rows in bytes.
+// to[k] = finish(previous[k] + base[k] + sum_i weights[i] * gates[i][k] * rows[i][k]) for `columns`
+// pixels of `channels` values each. Strides are per pixel, those of bit rows in bytes. `base` is a
+// map that is added as it lies: it has the type and the strides of the result.
 template <typename acc_t>
 struct CombineArgs {
   void* to;
   const acc_t* previous;  // or null
+  const void* base;       // or null
   const void* const* rows;
   const uint8_t* const* gates;  // or null; then finish does nothing but round
   const acc_t* weights;
@@ -77,13 +79,14 @@ struct Taps {
   const acc_t* step_weights;
 };
 
-// to[k] = finish(previous[k] + sum over the taps of column begin + k of weight * row[index]), for
-// one channel. row points at column 0, wherever that would be. Steps read up to two vectors beyond
-// the taps, windows nothing beyond themselves.
+// to[k] = finish(previous[k] + base[k] + sum over the taps of column begin + k of weight *
+// row[index]), for one channel. row points at column 0, wherever that would be. Steps read up to
+// two vectors beyond the taps, windows nothing beyond themselves.
 template <typename acc_t>
 struct AlongRowArgs {
   void* to;
   const acc_t* previous;  // or null
+  const void* base;       // or null
   const void* row;
   DType dtype;  // of the row
   const Taps<acc_t>* taps;
@@ -96,6 +99,7 @@ template <typename acc_t>
 struct AlongPixelsArgs {
   void* to;
   const acc_t* previous;  // or null
+  const void* base;       // or null
   const void* row;
   DType dtype;  // of the row
   const Taps<acc_t>* taps;

@@ -89,9 +89,16 @@ MSR_INLINE void combine_run(const CombineArgs<typename vec_t::acc_t>& args, int6
   const int32_t count = args.count;
   const int64_t offset = column * args.row_stride, gate_offset = column * args.gate_stride;
   const acc_t* previous = args.previous ? args.previous + column * args.previous_stride : nullptr;
+  const T* base = args.base ? static_cast<const T*>(args.base) + column * args.to_stride : nullptr;
   to += column * args.to_stride;
   const S* rows[kRows];
   const uint8_t* gates[kRows];
+  if constexpr (kCount == 1 && !kGated && kPlain && std::is_same_v<S, T>) {
+    if (all_weights[0] == 1 && !previous && !base) {
+      memcpy(to, all_rows[0] + offset, static_cast<size_t>(length) * sizeof(T));
+      return;
+    }
+  }
   acc_t weights[kRows];
   for (int i = 0; i < kCount; ++i) {
     rows[i] = all_rows[i] + offset;
@@ -111,6 +118,7 @@ MSR_INLINE void combine_run(const CombineArgs<typename vec_t::acc_t>& args, int6
       sum = i == 0 ? value * weight : value.times_plus(weight, sum);
     }
     if (previous) sum = sum + V::load(previous + k);
+    if (base) sum = sum + V::load(base + k);
     finish<kPlain>(sum, how, to, k);
   });
 }
@@ -171,6 +179,7 @@ template <typename vec_t, bool kWide, bool kPlain, typename S, typename T>
 MSR_INLINE void along_row_by_windows(const AlongRowArgs<float> args, const S* row, T* to) {
   constexpr int kLanes = vec_t::kLanes;
   const Taps<float> taps = *args.taps;
+  const T* base = static_cast<const T*>(args.base);
   const auto block_sum = [&](int64_t column) {
     const S* window = row + taps.window[column / kLanes];
     const vec_t low = vec_t::load(window);
@@ -185,6 +194,7 @@ MSR_INLINE void along_row_by_windows(const AlongRowArgs<float> args, const S* ro
   for (; k + kLanes <= args.columns; k += kLanes) {
     vec_t sum = block_sum(args.begin + k);
     if (args.previous) sum = sum + vec_t::load(args.previous + k);
+    if (base) sum = sum + vec_t::load(base + k);
     finish<kPlain>(sum, args.finish, to, k);
   }
   if (k == args.columns) return;
@@ -194,6 +204,7 @@ MSR_INLINE void along_row_by_windows(const AlongRowArgs<float> args, const S* ro
   for (int64_t i = 0; k < args.columns; ++i, ++k) {
     Scalar<float> value{values[i]};
     if (args.previous) value.v += args.previous[k];
+    if (base) value = value + Scalar<float>::load(base + k);
     finish<kPlain>(value, args.finish, to, k);
   }
 }
@@ -203,6 +214,7 @@ MSR_INLINE void along_row_by_columns(const AlongRowArgs<typename vec_t::acc_t> a
                                      T* to) {
   using acc_t = typename vec_t::acc_t;
   const Taps<acc_t> taps = *args.taps;
+  const T* base = static_cast<const T*>(args.base);
   for_each_lane_block<vec_t>(args.columns, [&](auto lane, int64_t k) {
     using V = decltype(lane);
     const int64_t column = args.begin + k;
@@ -238,6 +250,7 @@ MSR_INLINE void along_row_by_columns(const AlongRowArgs<typename vec_t::acc_t> a
       }
     }
     if (args.previous) sum = sum + V::load(args.previous + k);
+    if (base) sum = sum + V::load(base + k);
     finish<kPlain>(sum, args.finish, to, k);
   });
 }
@@ -267,9 +280,15 @@ void along_row(const AlongRowArgs<typename vec_t::acc_t>& args) {
 // One pixel: kCount taps, or 0: any number.
 template <typename vec_t, int kCount, bool kPlain, typename S, typename T>
 MSR_INLINE void pixel(const S* from, int64_t row_stride, const typename vec_t::acc_t* taps,
-                      int32_t count, const typename vec_t::acc_t* previous, const Finish how, T* to,
-                      int64_t channels) {
+                      int32_t count, const typename vec_t::acc_t* previous, const T* base,
+                      const Finish how, T* to, int64_t channels) {
   using acc_t = typename vec_t::acc_t;
+  if constexpr (kCount == 1 && kPlain && std::is_same_v<S, T>) {
+    if (taps[0] == 1 && !previous && !base) {
+      memcpy(to, from, static_cast<size_t>(channels) * sizeof(T));
+      return;
+    }
+  }
   acc_t weights[kCount > 0 ? kCount : 1];
   for (int i = 0; i < kCount; ++i) weights[i] = taps[i];
   for_each_lane_block<vec_t>(channels, [&](auto lane, int64_t c) {
@@ -281,6 +300,7 @@ MSR_INLINE void pixel(const S* from, int64_t row_stride, const typename vec_t::a
       sum = t == 0 ? value * weight : value.times_plus(weight, sum);
     }
     if (previous) sum = sum + V::load(previous + c);
+    if (base) sum = sum + V::load(base + c);
     finish<kPlain>(sum, how, to, c);
   });
 }
@@ -297,10 +317,11 @@ void along_pixels_typed(const AlongPixelsArgs<typename vec_t::acc_t> args, T* to
     const acc_t* weights = taps.weights + taps.start[column];
     const acc_t* previous = args.previous ? args.previous + k * args.previous_stride : nullptr;
     T* pixel_to = to + k * args.to_stride;
+    const T* base = args.base ? static_cast<const T*>(args.base) + k * args.to_stride : nullptr;
     const int32_t count = taps.count[column];
     const auto run = [=](auto fixed) {
       pixel<vec_t, decltype(fixed)::value, kPlain>(from, args.row_stride, weights, count, previous,
-                                                   how, pixel_to, args.channels);
+                                                   base, how, pixel_to, args.channels);
     };
     if (count == 1) {
       run(std::integral_constant<int, 1>{});

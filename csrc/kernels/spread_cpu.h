@@ -215,8 +215,8 @@ class SpreadCpu {
     partial_dots_[unit * kMaxInputs + t.branch] += dot(t, p, columns, sum);
     if (to) {
       const void* values = sum;
-      ops_.combine({to, nullptr, &values, nullptr, &t.factor, 1, kKeep.dtype, 1, length, length,
-                    length, length, 0, 0, plain});
+      ops_.combine({to, nullptr, nullptr, &values, nullptr, &t.factor, 1, kKeep.dtype, 1, length,
+                    length, length, length, 0, 0, plain});
     }
   }
 
@@ -229,11 +229,11 @@ class SpreadCpu {
       list_taps(t, p, source, factor, scratch);
       combine_rows(t, columns, to, how, scratch);
     } else if (!t.map.channels_last) {
-      ops_.along_row(
-          {to, nullptr, combined - source.begin, kKeep.dtype, &t.taps, p.at[2], columns, how});
+      ops_.along_row({to, nullptr, nullptr, combined - source.begin, kKeep.dtype, &t.taps, p.at[2],
+                      columns, how});
     } else {
-      ops_.along_pixels({to, nullptr, combined - source.begin * channels, kKeep.dtype, &t.taps,
-                         p.at[2], columns, channels, channels, 0, channels, 0, how});
+      ops_.along_pixels({to, nullptr, nullptr, combined - source.begin * channels, kKeep.dtype,
+                         &t.taps, p.at[2], columns, channels, channels, 0, channels, 0, how});
     }
   }
 
@@ -297,15 +297,16 @@ class SpreadCpu {
     }
     const int64_t runs = t.one_run ? 1 : columns;
     const int64_t channels = t.one_run ? length : stretch.channels;
-    ops_.combine({to, nullptr, scratch.taps.data(), params_.gate ? scratch.gates.data() : nullptr,
-                  scratch.weights.data(), scratch.count, grad.dtype, runs, channels, channels, 0,
+    ops_.combine({to, nullptr, nullptr, scratch.taps.data(),
+                  params_.gate ? scratch.gates.data() : nullptr, scratch.weights.data(),
+                  scratch.count, grad.dtype, runs, channels, channels, 0,
                   t.one_run ? length : stretch.column_stride, grad.size[1] / 8, 0, how});
   }
 
   // The same for listed rows that are dense and of the accumulation type.
   void combine_dense(void* to, const Finish& how, int64_t length, const Scratch& scratch) const {
-    ops_.combine({to, nullptr, scratch.taps.data(), nullptr, scratch.weights.data(), scratch.count,
-                  kKeep.dtype, 1, length, length, 0, length, 0, 0, how});
+    ops_.combine({to, nullptr, nullptr, scratch.taps.data(), nullptr, scratch.weights.data(),
+                  scratch.count, kKeep.dtype, 1, length, length, 0, length, 0, 0, how});
   }
 
   // Replaces the listed rows, of any strides and types, by dense copies behind the gate, whatever

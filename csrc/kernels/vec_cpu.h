@@ -74,7 +74,7 @@ struct Vec {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))};
   }
   MSR_INLINE void store(float* to) const { _mm512_storeu_ps(to, v); }
-  MSR_INLINE void store(BFloat16* to) const {
+  MSR_INLINE __m256i narrow(const BFloat16*) const {
     const __m512i bits = _mm512_castps_si512(v);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     const __m512i rounded =
@@ -82,12 +82,14 @@ struct Vec {
     const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
     const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
     const __m512i result = _mm512_mask_mov_epi32(rounded, nan, quiet);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
-                        _mm512_cvtepi32_epi16(_mm512_srli_epi32(result, 16)));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(result, 16));
   }
-  MSR_INLINE void store(Half* to) const {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
-                        _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  MSR_INLINE __m256i narrow(const Half*) const {
+    return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
+  }
+  template <typename T>
+  MSR_INLINE void store(T* to) const {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrow(to));
   }
   MSR_INLINE Vec operator+(Vec other) const { return {_mm512_add_ps(v, other.v)}; }
   MSR_INLINE Vec operator*(Vec other) const { return {_mm512_mul_ps(v, other.v)}; }
@@ -138,7 +140,7 @@ struct Vec {
     return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))};
   }
   MSR_INLINE void store(float* to) const { _mm256_storeu_ps(to, v); }
-  MSR_INLINE void store(BFloat16* to) const {
+  MSR_INLINE __m128i narrow(const BFloat16*) const {
     const __m256i bits = _mm256_castps_si256(v);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     const __m256i rounded =
@@ -148,10 +150,14 @@ struct Vec {
     const __m256i words = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
     // Packing works within halves of the register: the first and the third quarter hold them.
     const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(words, words), 0x08);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(packed));
+    return _mm256_castsi256_si128(packed);
   }
-  MSR_INLINE void store(Half* to) const {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  MSR_INLINE __m128i narrow(const Half*) const {
+    return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
+  }
+  template <typename T>
+  MSR_INLINE void store(T* to) const {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), narrow(to));
   }
   MSR_INLINE Vec operator+(Vec other) const { return {_mm256_add_ps(v, other.v)}; }
   MSR_INLINE Vec operator*(Vec other) const { return {_mm256_mul_ps(v, other.v)}; }

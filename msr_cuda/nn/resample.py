@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
-from ..functional import ScaleFactor, Size
+from ..functional import ModeName, ScaleFactor, Size
 
 
 class Resample(nn.Upsample):
@@ -43,13 +43,18 @@ class Resample(nn.Upsample):
         )
 
 
+#: Values of options that a module's representation leaves out.
+_DEFAULTS = {"antialias": False, "eps": 1e-4, "out_scale": 1}
+
+
 class _Gather(nn.Module):
     """The options that sum and concatenation share."""
 
     def __init__(
         self,
-        mode: str | Sequence[str],
+        mode: ModeName | Sequence[ModeName],
         align_corners: bool | Sequence[bool | None] | None,
+        antialias: bool | Sequence[bool],
         scale_factors: float | Sequence[ScaleFactor | None] | None,
         activation: str | None,
         dtype: torch.dtype | None,
@@ -57,15 +62,17 @@ class _Gather(nn.Module):
         super().__init__()
         self.mode = mode
         self.align_corners = align_corners
+        self.antialias = antialias
         self.scale_factors = scale_factors
         self.activation = activation
         self.dtype = dtype
 
     def _options(self) -> dict[str, Any]:
-        """The keyword arguments of the operator."""
+        """The keyword arguments of the operator, but for the parameters."""
         return {
             "mode": self.mode,
             "align_corners": self.align_corners,
+            "antialias": self.antialias,
             "scale_factors": self.scale_factors,
             "activation": self.activation,
             "dtype": self.dtype,
@@ -73,74 +80,147 @@ class _Gather(nn.Module):
 
     def extra_repr(self) -> str:
         """The mode, and every other option that was given."""
-        given = {name: value for name, value in self._options().items() if value is not None}
-        return ", ".join(f"{name}={value!r}" for name, value in given.items())
+        return ", ".join(
+            f"{name}={value!r}"
+            for name, value in self._options().items()
+            if value is not None and value != _DEFAULTS.get(name)
+        )
 
 
 class ResampleSum(_Gather):
     r"""Resamples maps to one size and sums them. See :func:`msr_cuda.resample_sum`.
 
     Args:
-        num_weights: None: an unweighted sum. Otherwise the number of inputs, each of which gets a
-            learned factor: the parameter ``weight`` of that length, which starts as ones.
-        mode, align_corners, scale_factors, activation, dtype: as :func:`msr_cuda.resample_sum`;
-            ``dtype`` is that of the result.
-        device: where ``weight`` is made.
+        num_weights: None: an unweighted sum. Otherwise S, the number of inputs, each of which gets
+            a learned factor: the parameter ``weight [S]``, which starts as ones.
+        num_channels: C, of every input; needed by ``channel_weights``, ``scale`` and ``bias``.
+        channel_weights: learn a factor for each channel of each input, ``weight [S, C]``.
+        normalize, eps: how the weights are normalised over the inputs, as
+            :func:`msr_cuda.resample_sum`; with None as they are. With ``"softmax"`` and
+            ``"fast"`` weights of one, with which they start, give a mean.
+        scale: learn a factor for each channel of the sum: the parameter ``scale [C]``, which starts
+            as ones.
+        bias: learn what is added to each channel after that: the parameter ``bias [C]``, which
+            starts as zeros.
+        out_scale: constant factor on the whole sum.
+        mode, align_corners, antialias, scale_factors, activation, dtype: as
+            :func:`msr_cuda.resample_sum`; ``dtype`` is that of the result.
+        device: where the parameters are made.
+
+    Raises:
+        TypeError, ValueError: a number that is none or below one; an option without the number
+            that it needs; ``num_channels`` that nothing needs.
 
     Example::
 
-        >>> fuse = msr_cuda.nn.ResampleSum(2, activation="relu")
+        >>> fuse = msr_cuda.nn.ResampleSum(2, normalize="fast", activation="relu")
         >>> fuse([torch.rand(1, 8, 20, 30), torch.rand(1, 8, 10, 15)]).shape
         torch.Size([1, 8, 20, 30])
     """
+
+    weight: nn.Parameter | None
+    scale: nn.Parameter | None
+    bias: nn.Parameter | None
 
     def __init__(
         self,
         num_weights: int | None = None,
         *,
-        mode: str | Sequence[str] = "nearest",
+        num_channels: int | None = None,
+        channel_weights: bool = False,
+        normalize: str | None = None,
+        eps: float = 1e-4,
+        scale: bool = False,
+        bias: bool = False,
+        out_scale: float = 1,
+        mode: ModeName | Sequence[ModeName] = "nearest",
         align_corners: bool | Sequence[bool | None] | None = None,
+        antialias: bool | Sequence[bool] = False,
         scale_factors: float | Sequence[ScaleFactor | None] | None = None,
         activation: str | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        super().__init__(mode, align_corners, scale_factors, activation, dtype)
-        if num_weights is None:
-            self.register_parameter("weight", None)
-            return
-        if isinstance(num_weights, bool) or not isinstance(num_weights, int):
-            raise TypeError(
-                "ResampleSum: expected num_weights to be an int or None, "
-                f"got {type(num_weights).__name__}"
-            )
-        if num_weights < 1:
+        super().__init__(mode, align_corners, antialias, scale_factors, activation, dtype)
+        _check_count("num_weights", num_weights)
+        _check_count("num_channels", num_channels)
+        per_channel = {"channel_weights": channel_weights, "scale": scale, "bias": bias}
+        wanted = [name for name, value in per_channel.items() if value]
+        if wanted and num_channels is None:
+            raise ValueError(f"ResampleSum: expected num_channels with {wanted[0]}=True, got None")
+        if num_channels is not None and not wanted:
             raise ValueError(
-                f"ResampleSum: expected num_weights to be at least 1, got {num_weights}"
+                f"ResampleSum: expected num_channels only with {', '.join(per_channel)}, "
+                f"got {num_channels} without them"
             )
-        self.weight = nn.Parameter(torch.empty(num_weights, device=device))
+        if num_weights is None and (channel_weights or normalize is not None):
+            option = "channel_weights=True" if channel_weights else f"normalize={normalize!r}"
+            raise ValueError(f"ResampleSum: expected num_weights with {option}, got None")
+        self.num_channels = num_channels
+        self.normalize = normalize
+        self.eps = eps
+        self.out_scale = out_scale
+
+        channels = () if num_channels is None else (num_channels,)
+        shapes: dict[str, tuple[int, ...] | None] = {"weight": None}
+        if num_weights is not None:
+            shapes["weight"] = (num_weights, *channels) if channel_weights else (num_weights,)
+        shapes["scale"] = channels if scale else None
+        shapes["bias"] = channels if bias else None
+        for name, shape in shapes.items():
+            made = None if shape is None else nn.Parameter(torch.empty(shape, device=device))
+            self.register_parameter(name, made)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Sets all weights to one, an unweighted sum."""
-        if self.weight is not None:
-            nn.init.ones_(self.weight)
+        """Sets weights and scale to ones and the bias to zeros: an unweighted sum, or a mean."""
+        for factor in (self.weight, self.scale):
+            if factor is not None:
+                nn.init.ones_(factor)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def _options(self) -> dict[str, Any]:
+        own = {"normalize": self.normalize, "eps": self.eps, "out_scale": self.out_scale}
+        return {**super()._options(), **own}
 
     def forward(self, inputs: Sequence[Tensor], size: Size = None) -> Tensor:
         """Sums ``inputs`` at ``size``; None: as :func:`msr_cuda.resample_sum` has it."""
-        return functional.resample_sum(inputs, size, weights=self.weight, **self._options())
+        return functional.resample_sum(
+            inputs, size, weights=self.weight, scale=self.scale, bias=self.bias, **self._options()
+        )
 
     def extra_repr(self) -> str:
-        """The number of weights, the mode, and every other option that was given."""
-        rest = super().extra_repr()
-        return rest if self.weight is None else f"num_weights={len(self.weight)}, {rest}"
+        """Which parameters there are, the mode, and every other option that was given."""
+        parts = []
+        if self.weight is not None:
+            parts.append(f"num_weights={len(self.weight)}")
+        if self.num_channels is not None:
+            parts.append(f"num_channels={self.num_channels}")
+        if self.weight is not None and self.weight.dim() == 2:
+            parts.append("channel_weights=True")
+        parts += [f"{name}=True" for name in ("scale", "bias") if getattr(self, name) is not None]
+        return ", ".join([*parts, super().extra_repr()])
+
+
+def _check_count(name: str, value: int | None) -> None:
+    """Checks a number of inputs or channels that may be left out."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(
+            f"ResampleSum: expected {name} to be an int or None, got {type(value).__name__}"
+        )
+    if value < 1:
+        raise ValueError(f"ResampleSum: expected {name} to be at least 1, got {value}")
 
 
 class ResampleCat(_Gather):
     r"""Resamples maps to one size and concatenates them. See :func:`msr_cuda.resample_cat`.
 
     Args:
-        mode, align_corners, scale_factors, activation, dtype: as :func:`msr_cuda.resample_cat`.
+        mode, align_corners, antialias, scale_factors, activation, dtype: as
+            :func:`msr_cuda.resample_cat`.
 
     Example::
 
@@ -152,13 +232,14 @@ class ResampleCat(_Gather):
     def __init__(
         self,
         *,
-        mode: str | Sequence[str] = "nearest",
+        mode: ModeName | Sequence[ModeName] = "nearest",
         align_corners: bool | Sequence[bool | None] | None = None,
+        antialias: bool | Sequence[bool] = False,
         scale_factors: float | Sequence[ScaleFactor | None] | None = None,
         activation: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(mode, align_corners, scale_factors, activation, dtype)
+        super().__init__(mode, align_corners, antialias, scale_factors, activation, dtype)
 
     def forward(self, inputs: Sequence[Tensor], size: Size = None) -> Tensor:
         """Concatenates ``inputs`` at ``size``; None: as :func:`msr_cuda.resample_cat` has it."""

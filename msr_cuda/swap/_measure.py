@@ -51,9 +51,8 @@ class Traffic:
         self.eager_launches += eager_launches
         self.fused_bytes += sum(map(_nbytes, observation.inputs)) + _nbytes(observation.output)
         self.fused_launches += 1
-        reasons = functional.unsupported_reasons(observation.inputs)
-        if reasons:
-            self.fallback = "; ".join(reasons)
+        if observation.reasons:
+            self.fallback = "; ".join(observation.reasons)
 
 
 def total(parts: Sequence[Traffic]) -> Traffic:
