@@ -34,8 +34,9 @@ class GatherCpu {
     }
     // Pixels of several channels share bytes of the bit rows, unless each is whole bytes: then a
     // tile is finished as one row, in a pass of its own.
-    at_once_ = !(params.gate || params.mask) || !out.channels_last ||
-               (out.size[1] % 8 == 0 && (!is_cat_ || whole_bytes_));
+    has_bits_ = params.gate || params.mask;
+    at_once_ =
+        !has_bits_ || !out.channels_last || (out.size[1] % 8 == 0 && (!is_cat_ || whole_bytes_));
     if (at_once_ && !is_cat_) {
       finisher_ = params.num_branches - 1;
       for (int b = params.num_branches - 1; b >= 0 && params.num_branches > 1; --b)
@@ -62,15 +63,22 @@ class GatherCpu {
     const int64_t last = std::min(rows_.count, end * rows_per_chunk_);
     int64_t offset = begin * rows_per_chunk_ * rows_.width * rows_.channels;
     Position p = position_of(out, offset);
-    for (int64_t row = begin * rows_per_chunk_; row < last; ++row) {
-      p.at[2] = 0;
-      for (int64_t tile = 0; p.at[2] < rows_.width; ++tile) {
-        const int64_t columns = std::min(tile_, rows_.width - p.at[2]);
-        run_tile(p, tile, columns, offset, scratch);
-        offset += columns * rows_.channels;
-        p.at[2] += static_cast<int32_t>(columns);
+    for (int64_t row = begin * rows_per_chunk_; row < last;) {
+      const int64_t together = rows_together(p, last - row);
+      if (together > 1) {
+        run_tile(p, 0, together * rows_.width, offset, scratch);
+        offset += together * rows_.width;
+      } else {
+        for (int64_t tile = 0; p.at[2] < rows_.width; ++tile) {
+          const int64_t columns = std::min(tile_, rows_.width - p.at[2]);
+          run_tile(p, tile, columns, offset, scratch);
+          offset += columns * rows_.channels;
+          p.at[2] += static_cast<int32_t>(columns);
+        }
       }
-      next_row(out, p);
+      row += together;
+      for (int64_t i = 0; i < together; ++i) next_row(out, p);
+      p.at[2] = 0;
     }
     if (params_.mask && last == rows_.count) {
       // The mask ends with a whole 32-bit word, as warps write it: no bit of it may stay unwritten.
@@ -99,7 +107,8 @@ class GatherCpu {
     Taps<acc_t> taps;            // of the width
     std::vector<Range> columns;  // of the source, per tile
     bool resampled_rows_serve_twice;
-    bool as_it_lies;  // it has the result's size, type and strides: it can be added where it is
+    bool dense_image;  // one channel after the other, without gaps
+    bool as_it_lies;   // it has the result's size, type and strides: it can be added where it is
   };
 
   // Source rows of one branch that were resampled along the width of a tile. Destinations read at
@@ -139,6 +148,20 @@ class GatherCpu {
     return vector.data();
   }
 
+  // How many rows from p's on, up to `rows`, are only copied: all of them one run in their source.
+  int64_t rows_together(const Position& p, int64_t rows) const {
+    if (!is_cat_ || params_.out.channels_last || has_bits_) return 1;
+    for (int b = 0; b < params_.num_branches; ++b) {
+      const Source& s = sources_[b];
+      if (!touches(s, p.c)) continue;
+      const int64_t per_plane = params_.out.size[2] * params_.out.size[3];
+      const int64_t rest = (s.channel_begin + s.channels - p.c) * per_plane -
+                           (p.at[0] * params_.out.size[3] + p.at[1]);
+      return s.dense_image ? std::min(rows, rest) : 1;
+    }
+    return 1;
+  }
+
   void add_source(int b) {
     const Branch& branch = params_.branches[b];
     const Map& map = branch.map;
@@ -172,6 +195,9 @@ class GatherCpu {
     const Stretch pixels = stretch_of(s, rows_.width);
     s.as_it_lies = is_identity(branch) && map.dtype == params_.out.dtype && s.factor == 1 &&
                    pixels.is_vectorizable() && (planar || s.column_stride == s.channels);
+    s.dense_image = planar && is_identity(branch) && map.stride[4] == 1 &&
+                    map.stride[3] == map.size[4] && map.stride[2] == map.size[3] * map.stride[3] &&
+                    map.stride[1] == map.size[2] * map.stride[2];
   }
 
   Stretch stretch_of(const Source& s, int64_t columns) const {
@@ -417,9 +443,10 @@ class GatherCpu {
   int32_t max_taps_ = 1;
   bool is_cat_ = false;
   bool whole_bytes_ = true;  // every branch has a multiple of eight channels
-  bool at_once_;             // one branch finishes the tile,
-  int finisher_ = -1;        // this one,
-  int base_ = -1;            // and adds this one as it lies
+  bool has_bits_;
+  bool at_once_;       // one branch finishes the tile,
+  int finisher_ = -1;  // this one,
+  int base_ = -1;      // and adds this one as it lies
   Source sources_[kMaxInputs];
 };
 
