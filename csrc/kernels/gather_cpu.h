@@ -37,6 +37,7 @@ class GatherCpu {
     has_bits_ = params.gate || params.mask;
     at_once_ =
         !has_bits_ || !out.channels_last || (out.size[1] % 8 == 0 && (!is_cat_ || whole_bytes_));
+    interleave_ = is_cat_ && out.channels_last && !has_bits_;
     if (at_once_ && !is_cat_) {
       finisher_ = params.num_branches - 1;
       for (int b = params.num_branches - 1; b >= 0 && params.num_branches > 1; --b)
@@ -107,6 +108,7 @@ class GatherCpu {
     Taps<acc_t> taps;            // of the width
     std::vector<Range> columns;  // of the source, per tile
     bool resampled_rows_serve_twice;
+    bool only_copied;  // every pixel of the result is one of its own
     bool dense_image;  // one channel after the other, without gaps
     bool as_it_lies;   // it has the result's size, type and strides: it can be added where it is
   };
@@ -129,6 +131,7 @@ class GatherCpu {
     int32_t slots[4];           // and where they are kept once resampled along the width
     std::vector<acc_t> copies;  // of rows that the row operations cannot walk
     Resampled resampled[kMaxInputs][4];
+    std::vector<char> slices[kMaxInputs];  // of a concatenation's tile
   };
 
   // Where a branch's share of a tile goes.
@@ -195,6 +198,9 @@ class GatherCpu {
     const Stretch pixels = stretch_of(s, rows_.width);
     s.as_it_lies = is_identity(branch) && map.dtype == params_.out.dtype && s.factor == 1 &&
                    pixels.is_vectorizable() && (planar || s.column_stride == s.channels);
+    const auto single = [](const Table& table) { return !table || table->max_count() <= 1; };
+    s.only_copied = single(s.depth) && single(s.height) && single(s.width) && s.factor == 1 &&
+                    map.dtype == params_.out.dtype && (s.channels == 1 || s.channel_stride == 1);
     s.dense_image = planar && is_identity(branch) && map.stride[4] == 1 &&
                     map.stride[3] == map.size[4] && map.stride[2] == map.size[3] * map.stride[3] &&
                     map.stride[1] == map.size[2] * map.stride[2];
@@ -227,7 +233,9 @@ class GatherCpu {
     const int64_t stride = rows_.channels, length = columns * stride;
     char* to = static_cast<char*>(out.data) + offset * element_size(out.dtype);
     const Finish how = finish_at(offset, length, scratch);
-    if (is_cat_) {
+    if (interleave_) {
+      interleave_slices(p, tile, columns, to, how, scratch);
+    } else if (is_cat_) {
       write_slices(p, tile, columns, to, how, scratch);
     } else {
       // The branch that needs nothing joins the one that finishes the tile.
@@ -276,6 +284,44 @@ class GatherCpu {
       add_branch(b, p, tile, columns, target, scratch);
     }
     if (!at_once_) finish_row(kept, to, length, how);
+  }
+
+  // The same in channels_last without bits: what is resampled goes to scratch, then all is copied
+  // pixel by pixel, so that the output is written in order.
+  void interleave_slices(const Position& p, int64_t tile, int64_t columns, char* to,
+                         const Finish& how, Scratch& scratch) const {
+    // Pixel k of a slice is at from + (index ? index[k] : k) * stride bytes.
+    struct Slice {
+      const char* from;
+      const int32_t* index;
+      int64_t stride, bytes;
+    };
+    Slice slices[kMaxInputs];
+    int count = 0;
+    for (int b = 0; b < params_.num_branches; ++b) {
+      const Source& s = sources_[b];
+      if (s.channels == 0) continue;
+      const int64_t bytes = s.channels * element_size(how.dtype);
+      if (s.only_copied && !how.relu) {
+        list_taps(s, p, 0, scratch);
+        const auto* row = static_cast<const char*>(scratch.taps[0]);
+        const int32_t* index = s.width ? s.taps.first + p.at[2] : nullptr;
+        slices[count++] = {index ? row : row + p.at[2] * s.stride[4], index, s.stride[4], bytes};
+      } else {
+        std::vector<char>& slice = scratch.slices[b];
+        slice.resize(columns * bytes);
+        add_branch(b, p, tile, columns,
+                   {nullptr, nullptr, slice.data(), s.channels, s.channels, 0, how}, scratch);
+        slices[count++] = {slice.data(), nullptr, bytes, bytes};
+      }
+    }
+    for (int64_t k = 0; k < columns; ++k) {
+      for (int i = 0; i < count; ++i) {
+        const Slice& slice = slices[i];
+        memcpy(to, slice.from + (slice.index ? slice.index[k] : k) * slice.stride, slice.bytes);
+        to += slice.bytes;
+      }
+    }
   }
 
   void finish_row(const acc_t* values, void* to, int64_t length, const Finish& how) const {
@@ -404,17 +450,21 @@ class GatherCpu {
       resample_row(s, begin, columns, source, scratch.taps[0], target, scratch);
       return;
     }
+    // What is only copied is rounded here, once for all rows that it serves.
+    const bool rounded =
+        s.only_copied && !target.previous && !target.base && !has_bits_ && !target.finish.relu;
+    const Finish& keep = rounded ? target.finish : kKeep;
     for (int32_t i = 0; i < scratch.count; ++i) {
       Resampled& kept = scratch.resampled[b][scratch.slots[i]];
       if (kept.source != scratch.taps[i] || kept.tile != tile) {
         kept.source = scratch.taps[i];
         kept.tile = tile;
-        const Target to{nullptr, nullptr, room(kept.row, columns), 1, 1, 0, kKeep};
+        const Target to{nullptr, nullptr, room(kept.row, columns), 1, 1, 0, keep};
         resample_row(s, begin, columns, source, scratch.taps[i], to, scratch);
       }
       scratch.taps[i] = kept.row.data();
     }
-    combine(kKeep.dtype, {columns, 1, 1, 0}, target, scratch);
+    combine(keep.dtype, {columns, 1, 1, 0}, target, scratch);
   }
 
   void resample_row(const Source& s, int32_t begin, int64_t columns, Range source, const void* row,
@@ -444,6 +494,7 @@ class GatherCpu {
   bool is_cat_ = false;
   bool whole_bytes_ = true;  // every branch has a multiple of eight channels
   bool has_bits_;
+  bool interleave_;
   bool at_once_;       // one branch finishes the tile,
   int finisher_ = -1;  // this one,
   int base_ = -1;      // and adds this one as it lies

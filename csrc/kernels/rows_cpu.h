@@ -31,10 +31,6 @@ inline int64_t element_size(DType dtype) {
   return dtype == DType::kFloat32 ? 4 : 2;
 }
 
-inline const void* advance(const void* data, DType dtype, int64_t elements) {
-  return static_cast<const char*>(data) + elements * element_size(dtype);
-}
-
 inline void* advance(void* data, DType dtype, int64_t elements) {
   return static_cast<char*>(data) + elements * element_size(dtype);
 }
