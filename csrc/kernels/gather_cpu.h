@@ -146,11 +146,6 @@ class GatherCpu {
   static constexpr Finish kKeep{nullptr, nullptr, false,
                                 sizeof(acc_t) == 4 ? DType::kFloat32 : DType::kFloat64};
 
-  static acc_t* room(std::vector<acc_t>& vector, int64_t size) {
-    if (vector.size() < static_cast<size_t>(size)) vector.resize(size);
-    return vector.data();
-  }
-
   // How many rows from p's on, up to `rows`, are only copied: all of them one run in their source.
   int64_t rows_together(const Position& p, int64_t rows) const {
     if (!is_cat_ || params_.out.channels_last || has_bits_) return 1;
@@ -274,8 +269,10 @@ class GatherCpu {
       const Source& s = sources_[b];
       if (!touches(s, p.c)) continue;
       const int64_t begin = params_.out.channels_last ? s.channel_begin : 0;
-      Target target{nullptr, nullptr, kept + begin, stride, stride, stride / 8, kKeep};
-      if (at_once_) {
+      Target target{nullptr, nullptr, nullptr, stride, stride, stride / 8, kKeep};
+      if (!at_once_) {
+        target.to = kept + begin;
+      } else {
         target.to = to + begin * element_size(params_.out.dtype);
         target.finish = how;
         if (how.gate) target.finish.gate += begin / 8;

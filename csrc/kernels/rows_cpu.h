@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <numeric>
+#include <vector>
 
 #include "params.h"
 
@@ -47,6 +48,13 @@ struct Stretch {
     return channels == 1 ? column_stride == 1 || columns == 1 : channel_stride == 1;
   }
 };
+
+// At least `size` elements of a vector that is kept from row to row.
+template <typename T>
+T* room(std::vector<T>& vector, int64_t size) {
+  if (vector.size() < static_cast<size_t>(size)) vector.resize(size);
+  return vector.data();
+}
 
 // Copies a stretch of any strides, widened, to dense memory, pixel by pixel.
 template <typename acc_t>

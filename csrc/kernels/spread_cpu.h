@@ -104,12 +104,6 @@ class SpreadCpu {
     std::vector<acc_t> copies;         // of rows that the row operations cannot walk
   };
 
-  template <typename T>
-  static T* room(std::vector<T>& vector, int64_t size) {
-    if (vector.size() < static_cast<size_t>(size)) vector.resize(size);
-    return vector.data();
-  }
-
   // The i-th row that is combined. Vector loads may reach beyond both of its ends.
   static acc_t* row_of(Scratch& scratch, int64_t i, int64_t length) {
     constexpr int32_t kPadding = TapTable<acc_t>::kPadding;
