@@ -15,7 +15,9 @@ from . import measure
 from .workloads import DTYPES, WORKLOADS, Cell, Maps, make_maps
 
 EAGER, AMP, COMPILED, OURS = ("eager", "eager+amp", "torch.compile", "msr_cuda")
-CONTENDERS = (EAGER, AMP, COMPILED, OURS)
+#: What msr_cuda in 16 bits is compared with too: itself on the same maps in float32.
+OURS_FLOAT32 = f"{OURS} float32"
+CONTENDERS = (EAGER, AMP, COMPILED, OURS_FLOAT32, OURS)
 #: ``inference``: forward without gradients; ``forward``: the one that backward follows.
 DIRECTIONS = ("inference", "forward", "backward")
 
@@ -113,6 +115,16 @@ class Data:
         grads = [[torch.randn_like(output) for output in outputs] for _ in plain]
         return Data(plain, leaves, grads)
 
+    def in_float32(self) -> Data:
+        """The same values in float32."""
+
+        def wide(sets: list[list[Tensor]]) -> list[list[Tensor]]:
+            return [[x.detach().float() for x in maps] for maps in sets]
+
+        plain = wide(self.plain)
+        leaves = [[x.detach().requires_grad_() for x in maps] for maps in plain]
+        return Data(plain, leaves, wide(self.grads))
+
     def grads_like(self, outputs: list[Tensor]) -> list[list[Tensor]]:
         """The gradients for outputs that may have another dtype (autocast gives float32)."""
         return [[g.to(o.dtype) for g, o in zip(set_, outputs, strict=True)] for set_ in self.grads]
@@ -146,6 +158,8 @@ def functions(cell: Cell, device: torch.device) -> dict[str, Function]:
     torch._dynamo.reset()
     found[COMPILED] = torch.compile(workload.eager, dynamic=False)
     found[OURS] = lambda maps: workload.fused(maps, "kernel")
+    if dtype.itemsize == 2:
+        found[OURS_FLOAT32] = found[OURS]  # on other data
     return found
 
 

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .contenders import COMPILED, DIRECTIONS, EAGER, OURS
+from .contenders import COMPILED, DIRECTIONS, EAGER, OURS, OURS_FLOAT32
 from .results import Row
 from .runner import DIRECT
 from .workloads import LAYOUTS, WORKLOADS
@@ -39,9 +39,6 @@ class Verdict(NamedTuple):
     def met(self) -> bool:
         return self.sizes > 0 and self.least >= self.goal.factor
 
-
-#: What msr_cuda in bfloat16 is compared with: itself in float32.
-OURS_FLOAT32 = f"{OURS} float32"
 
 _SUM = "bilinear-add-relu"
 _CATS = tuple(name for name in WORKLOADS if "cat" in name)
@@ -87,8 +84,8 @@ def verdicts(rows: Sequence[Row], goals: Sequence[Goal] = CPU_GOALS) -> list[Ver
 def _ratios(goal: Goal, rows: Sequence[Row]) -> list[float]:
     """Time of the peer over that of msr_cuda, by size."""
 
-    def times(contender: str, dtype: str) -> dict[str, float]:
-        wanted = (goal.workload, dtype, goal.layout, goal.direction, DIRECT, contender)
+    def times(contender: str) -> dict[str, float]:
+        wanted = (goal.workload, goal.dtype, goal.layout, goal.direction, DIRECT, contender)
         keys = ("workload", "dtype", "layout", "direction", "launch", "contender")
         return {
             row["size"]: row["median_seconds"]
@@ -96,8 +93,7 @@ def _ratios(goal: Goal, rows: Sequence[Row]) -> list[float]:
             if tuple(row[key] for key in keys) == wanted
         }
 
-    ours = times(OURS, goal.dtype)
-    theirs = times(OURS, "float32") if goal.peer == OURS_FLOAT32 else times(goal.peer, goal.dtype)
+    ours, theirs = times(OURS), times(goal.peer)
     return [theirs[size] / ours[size] for size in ours if size in theirs]
 
 

@@ -14,7 +14,17 @@ from torch import Tensor
 from msr_cuda.testing import TOLERANCES
 
 from . import contenders, measure
-from .contenders import COMPILED, CONTENDERS, OURS, Data, Function, Reading, Samplers, Watch
+from .contenders import (
+    COMPILED,
+    CONTENDERS,
+    OURS,
+    OURS_FLOAT32,
+    Data,
+    Function,
+    Reading,
+    Samplers,
+    Watch,
+)
 from .measure import Sample, Timing
 from .workloads import DTYPES, WORKLOADS, Cell
 
@@ -116,22 +126,22 @@ class Truth:
     def __init__(self, cell: Cell, data: Data) -> None:
         self._leaves = [x.double().requires_grad_() for x in data.plain[0]]
         self._outputs = WORKLOADS[cell.workload].eager(self._leaves)
-        self._data = data
         self.outputs = [output.detach() for output in self._outputs]
 
-    def errors_of(self, function: Function) -> Errors:
+    def errors_of(self, function: Function, data: Data) -> Errors:
         """Outputs with and without gradients, and gradients, against the truth.
 
-        Gradients are compared where both outputs have one sign. A relu whose argument is zero but
-        for rounding passes the gradient in one of them and not in the other, and both are right.
+        ``data`` has the values of the truth's, in any dtype. Gradients are compared where both
+        outputs have one sign. A relu whose argument is zero but for rounding passes the gradient in
+        one of them and not in the other, and both are right.
         """
-        plain, leaves = self._data.plain[0], self._data.leaves[0]
+        plain, leaves = data.plain[0], data.leaves[0]
         with torch.no_grad():
             inference = function(plain)
         outputs = function(leaves)
         grads = [
             torch.where((found > 0) == (true > 0), grad, 0)
-            for found, true, grad in zip(outputs, self.outputs, self._data.grads[0], strict=True)
+            for found, true, grad in zip(outputs, self.outputs, data.grads[0], strict=True)
         ]
         cast = [grad.to(output.dtype) for grad, output in zip(grads, outputs, strict=True)]
         found = contenders.gradients(outputs, leaves, cast)
@@ -154,12 +164,14 @@ def run_cell(
     workload, device, dtype = WORKLOADS[cell.workload], settings.device, DTYPES[cell.dtype]
     moved = workload.minimum_bytes(cell.size, dtype, "inference")
     data = Data.make(cell, device, contenders.sets_against_cache(moved, device))
-    usable, errors = check(outcome, data, settings, progress)
+    data_of = dict.fromkeys(CONTENDERS, data)
+    data_of[OURS_FLOAT32] = data.in_float32()
+    usable, errors = check(outcome, data_of, settings, progress)
 
     peaks = {}
     for name, function in usable.items():
         progress(f"memory of {name}")
-        peaks[name] = _peaks(function, data, device)
+        peaks[name] = _peaks(function, data_of[name], device)
     launches = {DIRECT: contenders.direct}
     if device.type == "cuda" and moved < torch.cuda.get_device_properties(device).L2_cache_size:
         launches[GRAPH] = contenders.graphed
@@ -168,7 +180,7 @@ def run_cell(
         for name, function in usable.items():
             progress(f"warming up {name}, {launch}")
             try:
-                samplers[name] = make(function, data, settings.watch, settings.min_sample)
+                samplers[name] = make(function, data_of[name], settings.watch, settings.min_sample)
             except Exception as problem:
                 outcome.report(name, f"{launch}: {measure.first_line(problem)}")
         timings = _time(samplers, settings, progress)
@@ -180,7 +192,9 @@ def run_cell(
                 launch,
                 *timings[name, direction],
                 peaks[name][direction] if launch == DIRECT else None,
-                workload.minimum_bytes(cell.size, dtype, direction),
+                workload.minimum_bytes(
+                    cell.size, torch.float32 if name == OURS_FLOAT32 else dtype, direction
+                ),
                 errors[name].gradients if direction == "backward" else errors[name].outputs,
             )
             for name in samplers
@@ -190,11 +204,14 @@ def run_cell(
 
 
 def check(
-    outcome: Outcome, data: Data, settings: Settings, progress: Callable[[str], None]
+    outcome: Outcome,
+    data_of: Mapping[str, Data],
+    settings: Settings,
+    progress: Callable[[str], None],
 ) -> tuple[dict[str, Function], dict[str, Errors]]:
     """The contenders whose results are right, and their errors; the others are reported."""
     cell = outcome.cell
-    truth = Truth(cell, data)
+    truth = Truth(cell, data_of[OURS])
     usable: dict[str, Function] = {}
     errors: dict[str, Errors] = {}
     for name, function in contenders.functions(cell, settings.device).items():
@@ -204,7 +221,7 @@ def check(
         limited = measure.time_limit(settings.compile_seconds)
         try:
             with limited if name == COMPILED else contextlib.nullcontext():
-                errors[name] = truth.errors_of(function)
+                errors[name] = truth.errors_of(function, data_of[name])
         except Exception as problem:
             outcome.report(name, measure.first_line(problem))
             continue

@@ -18,7 +18,7 @@ from torch import Tensor
 import msr_cuda
 from benchmarks import __main__ as command
 from benchmarks import contenders, goals, machine, results, runner, summary, table, workloads
-from benchmarks.contenders import COMPILED, EAGER, OURS, Data, HostWatch
+from benchmarks.contenders import COMPILED, EAGER, OURS, OURS_FLOAT32, Data, HostWatch
 from benchmarks.measure import Timing
 from benchmarks.runner import Measurement, Settings
 from benchmarks.workloads import WORKLOADS, Cell, Merge, Size
@@ -164,10 +164,10 @@ def test_a_sign_that_rounding_flips_is_no_error_of_the_gradient() -> None:
             skip.view(-1)[at] += 1e-3 - exact[at] if exact[at] == 0 else -2 * exact[at]
         return eager([skip, maps[1]])
 
-    found = truth.errors_of(flipped)
+    found = truth.errors_of(flipped, data)
     assert found.outputs > 1e-3
     assert found.gradients <= TOLERANCES[torch.float32][0]
-    doubled = truth.errors_of(lambda maps: [2 * y for y in eager(maps)])
+    doubled = truth.errors_of(lambda maps: [2 * y for y in eager(maps)], data)
     assert doubled == pytest.approx((1.0, 1.0))
 
 
@@ -385,11 +385,39 @@ def test_goals_are_held_against_the_least_ratio() -> None:
 
 
 def test_bfloat16_is_compared_with_our_own_float32() -> None:
-    goal = goals.Goal(CELL.workload, "bfloat16", "NCHW", "inference", goals.OURS_FLOAT32, 1.0)
-    half = measurement(OURS, 0.04, cell=CELL._replace(dtype="bfloat16"))
-    run = results.Run(FACTS, [measurement(OURS, 0.05), half, measurement(EAGER, 9.0)])
+    goal = goals.Goal(CELL.workload, "bfloat16", "NCHW", "inference", OURS_FLOAT32, 1.0)
+    half = CELL._replace(dtype="bfloat16")
+    run = results.Run(
+        FACTS,
+        [
+            measurement(OURS, 9.0),  # another cell, at another time
+            measurement(OURS_FLOAT32, 0.05, cell=half),
+            measurement(OURS, 0.04, cell=half),
+        ],
+    )
     (verdict,) = goals.verdicts(run.rows, [goal])
     assert verdict.least == pytest.approx(1.25)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_half_precision_is_timed_beside_float32_on_the_same_values() -> None:
+    half = CELL._replace(dtype="bfloat16")
+    assert OURS_FLOAT32 not in contenders.functions(CELL, CPU)
+    outcome = runner.run_cell(half, settings(OURS_FLOAT32))
+    found = {(m.contender, m.direction): m for m in outcome.measurements}
+    assert {contender for contender, _ in found} == {OURS, OURS_FLOAT32}
+    for direction in contenders.DIRECTIONS:
+        wide, narrow = found[OURS_FLOAT32, direction], found[OURS, direction]
+        assert wide.peak_bytes > 1.4 * narrow.peak_bytes
+        assert wide.minimum_bytes > 1.4 * narrow.minimum_bytes
+    data = Data.make(half, CPU)
+    wide_data = data.in_float32()
+    for kind in ("plain", "leaves", "grads"):
+        for narrow_set, wide_set in zip(getattr(data, kind), getattr(wide_data, kind), strict=True):
+            for narrow_map, wide_map in zip(narrow_set, wide_set, strict=True):
+                assert wide_map.dtype == torch.float32
+                assert wide_map.stride() == narrow_map.stride()
+                assert torch.equal(wide_map, narrow_map.float())
 
 
 def test_summary_names_the_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,12 +1,12 @@
 // gather-sum on the CPU: any strides, rank, element types and taps.
 //
-// The output is written row by row, a row in tiles that fit into the first-level cache; the last
-// branch of a sum finishes and stores it. A branch's rows are resampled along the width and
-// combined over depth and height. In channels_last the combining comes first, because it is done on
-// the low-resolution row. Along the width of one channel the resampling comes first: it is the
-// dearer part, and its results serve all output rows that read the same source row. Rows that the
-// row operations cannot walk are copied first. Chunks of rows are the unit of threading; they
-// depend on the sizes alone.
+// The output is written row by row, a row in tiles that fit into the first-level cache. In
+// channels_last it is written pixel by pixel, from all branches at once: from up to two rows of a
+// branch where they lie, or from one into which more of them were combined first. Along the
+// width of one channel the resampling comes first: it is the dearer part, and its results serve all
+// output rows that read the same source row; then they are combined, and the last branch of a sum
+// finishes and stores it. Rows that the row operations cannot walk are copied first. Chunks of rows
+// are the unit of threading; they depend on the sizes alone.
 #pragma once
 
 #include <algorithm>
@@ -24,8 +24,10 @@ class GatherCpu {
   GatherCpu(const GatherParams& params, const RowOps<acc_t>& ops)
       : params_(params), ops_(ops), rows_(params.out) {
     const Map& out = params.out;
-    tile_ = out.channels_last ? std::max<int64_t>(1, kTile / std::max<int64_t>(1, rows_.channels))
-                              : kTile;
+    for (int b = params.num_branches - 1; b >= 0; --b) {
+      const DType dtype = params.branches[b].map.dtype;
+      if (takes<acc_t>(dtype, out.dtype) && dtype != kKeep.dtype) narrow_ = dtype;
+    }
     for (int b = 0; b < params.num_branches; ++b) {
       const int64_t channels = params.branches[b].map.size[1];
       is_cat_ = is_cat_ || channels != out.size[1];
@@ -37,13 +39,28 @@ class GatherCpu {
     has_bits_ = params.gate || params.mask;
     at_once_ =
         !has_bits_ || !out.channels_last || (out.size[1] % 8 == 0 && (!is_cat_ || whole_bytes_));
-    interleave_ = is_cat_ && out.channels_last && !has_bits_;
-    if (at_once_ && !is_cat_) {
-      finisher_ = params.num_branches - 1;
-      for (int b = params.num_branches - 1; b >= 0 && params.num_branches > 1; --b)
-        if (sources_[b].as_it_lies) base_ = b;
-      if (base_ == finisher_) --finisher_;
+    for (int b = params.num_branches - 1; b >= 0; --b)
+      if (sources_[b].as_it_lies && at_once_ && !is_cat_ && params.num_branches > 1) base_ = b;
+    // The sources of one sum have one type.
+    bool in_scratch = !at_once_;  // something is kept there between two steps
+    for (int b = 0; b < params.num_branches && !is_cat_; ++b) {
+      if (b != base_ && (!sources_[b].lies_well || sources_[b].dtype != narrow_))
+        narrow_ = kKeep.dtype;
     }
+    for (int b = 0; b < params.num_branches; ++b) {
+      Source& s = sources_[b];
+      s.lies_well = s.lies_well && (s.dtype == narrow_ || s.dtype == kKeep.dtype);
+      in_scratch = in_scratch || !s.lies_well;
+    }
+    if (!out.channels_last) {
+      tile_ = kTile;
+    } else if (in_scratch) {
+      tile_ = std::max<int64_t>(1, kTile / std::max<int64_t>(1, rows_.channels));
+    } else {
+      tile_ = std::max<int64_t>(1, rows_.width);
+    }
+    for (int b = 0; b < params.num_branches; ++b) list_columns(sources_[b]);
+    finisher_ = base_ == params.num_branches - 1 ? base_ - 1 : params.num_branches - 1;
     // Whole bytes of the mask per chunk, so that no two threads share one; and enough work to be
     // worth a task.
     const int64_t length = std::max<int64_t>(1, rows_.channels * rows_.width);
@@ -93,6 +110,8 @@ class GatherCpu {
   static constexpr int64_t kChunk = 8192;  // elements
   static constexpr int64_t kTile = 2048;   // elements; a multiple of every number of lanes
 
+  static constexpr int32_t kMostRows = 2;  // of a branch, that are read where they lie
+
   using Table = std::optional<TapTable<acc_t>>;
 
   // One branch, as it is read. Tables are empty for axes that keep their size.
@@ -104,34 +123,36 @@ class GatherCpu {
     acc_t factor;
     int64_t channel_begin, channels;  // in the output
     int64_t column_stride, channel_stride;
-    Table depth, height, width;
+    Table depth, height, width;  // in channels_last always one of the width
     Taps<acc_t> taps;            // of the width
     std::vector<Range> columns;  // of the source, per tile
     bool resampled_rows_serve_twice;
+    bool rows_repeat;  // a row of the result is one row, resampled along the width
     bool only_copied;  // every pixel of the result is one of its own
     bool dense_image;  // one channel after the other, without gaps
     bool as_it_lies;   // it has the result's size, type and strides: it can be added where it is
+    bool lies_well;    // in channels_last: its rows are read where they are
   };
 
   // Source rows of one branch that were resampled along the width of a tile. Destinations read at
   // most two neighbouring rows of each axis, so the last bits of depth and height tell them apart.
   struct Resampled {
-    std::vector<acc_t> row;
     const void* source = nullptr;  // the row it was made of
     int64_t tile = -1;
+    std::vector<acc_t> row;
+    const void* result;  // or, where rows repeat, the row of the output that holds it
   };
 
   struct Scratch {
-    std::vector<acc_t> sums[2];     // of the branches so far, one after the other
-    std::vector<acc_t> row;         // the source columns that the tile reads, combined
-    std::vector<uint8_t> bits[2];   // of gate and mask, where they begin within a byte
-    int32_t count;                  // of the rows that are combined:
-    std::vector<const void*> taps;  // where they are,
+    std::vector<acc_t> sums[2];           // of the branches so far, one after the other
+    std::vector<acc_t> rows[kMaxInputs];  // the source columns that the tile reads
+    std::vector<uint8_t> bits[2];         // of gate and mask, where they begin within a byte
+    int32_t count;                        // of the rows that are combined:
+    std::vector<const void*> taps;        // where they are,
     std::vector<acc_t> weights;
     int32_t slots[4];           // and where they are kept once resampled along the width
     std::vector<acc_t> copies;  // of rows that the row operations cannot walk
     Resampled resampled[kMaxInputs][4];
-    std::vector<char> slices[kMaxInputs];  // of a concatenation's tile
   };
 
   // Where a branch's share of a tile goes.
@@ -139,7 +160,6 @@ class GatherCpu {
     const acc_t* previous;  // or null
     const void* base;       // or null
     void* to;
-    int64_t stride, previous_stride, finish_stride;  // per pixel
     Finish finish;
   };
 
@@ -151,7 +171,7 @@ class GatherCpu {
     if (!is_cat_ || params_.out.channels_last || has_bits_) return 1;
     for (int b = 0; b < params_.num_branches; ++b) {
       const Source& s = sources_[b];
-      if (!touches(s, p.c)) continue;
+      if (!has_channel(s, p.c)) continue;
       const int64_t per_plane = params_.out.size[2] * params_.out.size[3];
       const int64_t rest = (s.channel_begin + s.channels - p.c) * per_plane -
                            (p.at[0] * params_.out.size[3] + p.at[1]);
@@ -175,30 +195,43 @@ class GatherCpu {
     s.column_stride = map.stride[4];
     s.channel_stride = map.stride[1];
     const auto make = [&](Table& table, int axis) {
-      if (branch.axis[axis].rule != Rule::kIdentity) table.emplace(branch.axis[axis], false);
+      const bool needed = branch.axis[axis].rule != Rule::kIdentity || (axis == 2 && !planar);
+      if (needed) table.emplace(branch.axis[axis], false);
       return table ? table->max_count() : 1;
     };
     const int32_t taps = make(s.depth, 0) * make(s.height, 1);
     max_taps_ = std::max(max_taps_, taps);
     make(s.width, 2);
     if (s.width) {
-      if (planar) s.width->prepare_blocks(ops_.lanes, ops_.can_look_up);
-      s.taps = s.width->view();
-      for (int64_t w = 0; w < rows_.width; w += tile_) {
-        s.columns.push_back(s.width->range(static_cast<int32_t>(w),
-                                           static_cast<int32_t>(std::min(rows_.width, w + tile_))));
+      if (planar) {
+        s.width->prepare_blocks(ops_.lanes, ops_.can_look_up);
+      } else {
+        s.width->prepare_pairs();
       }
+      s.taps = s.width->view();
     }
     s.resampled_rows_serve_twice = s.depth || s.height || s.factor != 1;
     const Stretch pixels = stretch_of(s, rows_.width);
     s.as_it_lies = is_identity(branch) && map.dtype == params_.out.dtype && s.factor == 1 &&
                    pixels.is_vectorizable() && (planar || s.column_stride == s.channels);
     const auto single = [](const Table& table) { return !table || table->max_count() <= 1; };
-    s.only_copied = single(s.depth) && single(s.height) && single(s.width) && s.factor == 1 &&
-                    map.dtype == params_.out.dtype && (s.channels == 1 || s.channel_stride == 1);
+    const int32_t rows =
+        (s.depth ? s.depth->max_count() : 1) * (s.height ? s.height->max_count() : 1);
+    s.lies_well = rows <= (map.dtype == kKeep.dtype ? kMostRows : 1) && pixels.is_vectorizable() &&
+                  (map.dtype == kKeep.dtype || map.dtype == narrow_);
+    s.rows_repeat = single(s.depth) && single(s.height) && s.factor == 1;
+    s.only_copied = s.rows_repeat && single(s.width) && map.dtype == params_.out.dtype &&
+                    (s.channels == 1 || s.channel_stride == 1);
     s.dense_image = planar && is_identity(branch) && map.stride[4] == 1 &&
                     map.stride[3] == map.size[4] && map.stride[2] == map.size[3] * map.stride[3] &&
                     map.stride[1] == map.size[2] * map.stride[2];
+  }
+
+  void list_columns(Source& s) const {
+    for (int64_t w = 0; w < rows_.width && s.width; w += tile_) {
+      s.columns.push_back(s.width->range(static_cast<int32_t>(w),
+                                         static_cast<int32_t>(std::min(rows_.width, w + tile_))));
+    }
   }
 
   Stretch stretch_of(const Source& s, int64_t columns) const {
@@ -215,9 +248,7 @@ class GatherCpu {
     return how;
   }
 
-  // Whether a branch has part in a row; in channels_last, rows have all channels.
-  bool touches(const Source& s, int64_t c) const {
-    if (params_.out.channels_last) return s.channels > 0;
+  static bool has_channel(const Source& s, int64_t c) {
     return c >= s.channel_begin && c < s.channel_begin + s.channels;
   }
 
@@ -225,107 +256,113 @@ class GatherCpu {
   void run_tile(const Position& p, int64_t tile, int64_t columns, int64_t offset,
                 Scratch& scratch) const {
     const Map& out = params_.out;
-    const int64_t stride = rows_.channels, length = columns * stride;
-    char* to = static_cast<char*>(out.data) + offset * element_size(out.dtype);
+    const int64_t length = columns * rows_.channels;
+    void* to = static_cast<char*>(out.data) + offset * element_size(out.dtype);
     const Finish how = finish_at(offset, length, scratch);
-    if (interleave_) {
-      interleave_slices(p, tile, columns, to, how, scratch);
+    if (out.channels_last) {
+      acc_t* sums = at_once_ ? nullptr : room(scratch.sums[0], length);
+      write_pixels(p, tile, columns, sums ? sums : to, sums ? kKeep : how, scratch);
+      if (sums) finish_row(sums, to, length, how);
     } else if (is_cat_) {
-      write_slices(p, tile, columns, to, how, scratch);
+      int b = 0;
+      while (!has_channel(sources_[b], p.c)) ++b;
+      add_branch(b, p, tile, columns, {nullptr, nullptr, to, how}, scratch);
     } else {
-      // The branch that needs nothing joins the one that finishes the tile.
-      const void* base = nullptr;
-      if (base_ >= 0) {
-        const Source& s = sources_[base_];
-        base = plane(s, p) + p.at[0] * s.stride[2] + p.at[1] * s.stride[3] + p.at[2] * s.stride[4];
-      }
-      const acc_t* previous = nullptr;
-      int turn = 0;
-      for (int b = 0; b < params_.num_branches; ++b) {
-        if (b == base_) continue;
-        if (b == finisher_) {
-          add_branch(b, p, tile, columns, {previous, base, to, stride, stride, stride / 8, how},
-                     scratch);
-          continue;
-        }
-        acc_t* sum = room(scratch.sums[turn], length);
-        turn = 1 - turn;
-        add_branch(b, p, tile, columns, {previous, nullptr, sum, stride, stride, 0, kKeep},
-                   scratch);
-        previous = sum;
-      }
-      if (!at_once_) finish_row(previous, to, length, how);
+      sum_rows(p, tile, columns, to, how, scratch);
     }
     if (how.mask == scratch.bits[1].data() && how.mask)
       place_bits(params_.mask, offset, how.mask, length);
   }
 
-  // The tile of a concatenation: each branch writes its own channels.
-  void write_slices(const Position& p, int64_t tile, int64_t columns, char* to, const Finish& how,
-                    Scratch& scratch) const {
-    const int64_t stride = rows_.channels, length = columns * stride;
-    acc_t* kept = at_once_ ? nullptr : room(scratch.sums[0], length);
+  // One channel: adds up the branches. The one that needs nothing joins the one that finishes.
+  void sum_rows(const Position& p, int64_t tile, int64_t columns, void* to, const Finish& how,
+                Scratch& scratch) const {
+    const void* base = base_of(p);
+    const acc_t* previous = nullptr;
+    int turn = 0;
     for (int b = 0; b < params_.num_branches; ++b) {
-      const Source& s = sources_[b];
-      if (!touches(s, p.c)) continue;
-      const int64_t begin = params_.out.channels_last ? s.channel_begin : 0;
-      Target target{nullptr, nullptr, nullptr, stride, stride, stride / 8, kKeep};
-      if (!at_once_) {
-        target.to = kept + begin;
-      } else {
-        target.to = to + begin * element_size(params_.out.dtype);
-        target.finish = how;
-        if (how.gate) target.finish.gate += begin / 8;
-        if (how.mask) target.finish.mask += begin / 8;
+      if (b == base_) continue;
+      if (b == finisher_) {
+        add_branch(b, p, tile, columns, {previous, base, to, how}, scratch);
+        continue;
       }
-      add_branch(b, p, tile, columns, target, scratch);
+      acc_t* sum = room(scratch.sums[turn], columns);
+      turn = 1 - turn;
+      add_branch(b, p, tile, columns, {previous, nullptr, sum, kKeep}, scratch);
+      previous = sum;
     }
-    if (!at_once_) finish_row(kept, to, length, how);
   }
 
-  // The same in channels_last without bits: what is resampled goes to scratch, then all is copied
-  // pixel by pixel, so that the output is written in order.
-  void interleave_slices(const Position& p, int64_t tile, int64_t columns, char* to,
-                         const Finish& how, Scratch& scratch) const {
-    // Pixel k of a slice is at from + (index ? index[k] : k) * stride bytes.
-    struct Slice {
-      const char* from;
-      const int32_t* index;
-      int64_t stride, bytes;
-    };
-    Slice slices[kMaxInputs];
-    int count = 0;
+  // channels_last: the sum of the branches, or one after the other within each pixel.
+  void write_pixels(const Position& p, int64_t tile, int64_t columns, void* to, const Finish& how,
+                    Scratch& scratch) const {
+    PixelSource<acc_t> sources[kMostRows * kMaxInputs];
+    PixelSlice<acc_t> slices[kMaxInputs];
+    AlongPixelsArgs<acc_t> args{to, base_of(p), slices, 0, p.at[2], columns, how};
+    int32_t count = 0;
+    const bool plain = !how.relu && !how.gate && !how.mask;
+    bool one_run = true;  // pixels need not be told apart
     for (int b = 0; b < params_.num_branches; ++b) {
       const Source& s = sources_[b];
-      if (s.channels == 0) continue;
-      const int64_t bytes = s.channels * element_size(how.dtype);
-      if (s.only_copied && !how.relu) {
-        list_taps(s, p, 0, scratch);
-        const auto* row = static_cast<const char*>(scratch.taps[0]);
-        const int32_t* index = s.width ? s.taps.first + p.at[2] : nullptr;
-        slices[count++] = {index ? row : row + p.at[2] * s.stride[4], index, s.stride[4], bytes};
-      } else {
-        std::vector<char>& slice = scratch.slices[b];
-        slice.resize(columns * bytes);
-        add_branch(b, p, tile, columns,
-                   {nullptr, nullptr, slice.data(), s.channels, s.channels, 0, how}, scratch);
-        slices[count++] = {slice.data(), nullptr, bytes, bytes};
+      if (b == base_ || s.channels == 0) continue;
+      const int32_t added = add_sources(sources + count, s, p, tile, scratch.rows[b], scratch);
+      one_run =
+          one_run && is_identity(params_.branches[b]) && sources[count].row_stride == s.channels;
+      if (args.count == 0 || is_cat_) {
+        const DType dtype = s.lies_well ? s.dtype : kKeep.dtype;
+        const bool copied = s.only_copied && plain && !args.base;
+        slices[args.count++] = {sources + count, 0, 0, s.channels, dtype, true, copied};
       }
+      PixelSlice<acc_t>& slice = slices[args.count - 1];
+      slice.count += added;
+      slice.max_taps = std::max(slice.max_taps, s.width->max_count());
+      slice.few = slice.max_taps <= 2;
+      slice.copied = slice.copied && slice.count == 1;
+      count += added;
     }
-    for (int64_t k = 0; k < columns; ++k) {
-      for (int i = 0; i < count; ++i) {
-        const Slice& slice = slices[i];
-        memcpy(to, slice.from + (slice.index ? slice.index[k] : k) * slice.stride, slice.bytes);
-        to += slice.bytes;
-      }
+    if (args.count == 1 && one_run) {
+      for (int32_t i = 0; i < count; ++i)
+        sources[i].row = advance(sources[i].row, slices[0].dtype, p.at[2] * slices[0].channels);
+      slices[0].channels *= columns;
+      args.begin = 0;
+      args.columns = 1;
     }
+    ops_.along_pixels(args);
+  }
+
+  // The rows of a branch that the tile reads, where they lie, or combined over depth and height.
+  // Returns how many they are.
+  int32_t add_sources(PixelSource<acc_t>* sources, const Source& s, const Position& p, int64_t tile,
+                      std::vector<acc_t>& combined, Scratch& scratch) const {
+    const Range range = s.columns[tile];
+    list_taps(s, p, range.begin, scratch);
+    const auto row_at = [&](const void* row, DType dtype, int64_t stride, acc_t factor) {
+      row = advance(row, dtype, -range.begin * stride);
+      return PixelSource<acc_t>{row, stride, &s.taps, factor};
+    };
+    if (s.lies_well) {
+      for (int32_t i = 0; i < scratch.count; ++i)
+        sources[i] = row_at(scratch.taps[i], s.dtype, s.column_stride, scratch.weights[i]);
+      return scratch.count;
+    }
+    const Stretch stretch = stretch_of(s, range.end - range.begin);
+    acc_t* sum = room(combined, stretch.numel());
+    combine(s.dtype, stretch, {nullptr, nullptr, sum, kKeep}, scratch);
+    sources[0] = row_at(sum, kKeep.dtype, s.channels, acc_t(1));
+    return 1;
+  }
+
+  const void* base_of(const Position& p) const {
+    if (base_ < 0) return nullptr;
+    const Source& s = sources_[base_];
+    return plane(s, p) + p.at[0] * s.stride[2] + p.at[1] * s.stride[3] + p.at[2] * s.stride[4];
   }
 
   void finish_row(const acc_t* values, void* to, int64_t length, const Finish& how) const {
     const void* row = values;
     const acc_t one = 1;
-    ops_.combine({to, nullptr, nullptr, &row, nullptr, &one, 1, kKeep.dtype, 1, length, length,
-                  length, length, 0, 0, how});
+    ops_.combine(
+        {to, nullptr, nullptr, &row, nullptr, &one, 1, kKeep.dtype, 1, length, length, 0, how});
   }
 
   // The branch's element at (n, c, 0, 0, 0), where c is a channel of the output.
@@ -345,11 +382,7 @@ class GatherCpu {
     }
     const Range source = s.columns[tile];
     list_taps(s, p, source.begin, scratch);
-    if (params_.out.channels_last) {
-      along_pixels(s, p.at[2], columns, source, target, scratch);
-    } else {
-      along_row(s, b, p.at[2], tile, columns, source, target, scratch);
-    }
+    along_row(s, b, p.at[2], tile, columns, source, target, scratch);
   }
 
   // The source rows that a row of the output reads, with their weights, from column `begin` on.
@@ -385,59 +418,16 @@ class GatherCpu {
       dtype = kKeep.dtype;
       stretch.column_stride = stretch.channels;
     }
-    CombineArgs<acc_t> args{target.to,
-                            target.previous,
-                            target.base,
-                            scratch.taps.data(),
-                            nullptr,
-                            scratch.weights.data(),
-                            scratch.count,
-                            dtype,
-                            stretch.columns,
-                            stretch.channels,
-                            target.stride,
-                            target.previous_stride,
-                            stretch.column_stride,
-                            0,
-                            target.finish_stride,
-                            target.finish};
-    if (stretch.channels == 1 && target.stride == 1) {  // pixels of one channel are one long run
+    CombineArgs<acc_t> args{
+        target.to,       target.previous,        target.base,           scratch.taps.data(),
+        nullptr,         scratch.weights.data(), scratch.count,         dtype,
+        stretch.columns, stretch.channels,       stretch.column_stride, 0,
+        target.finish};
+    if (!params_.out.channels_last) {  // pixels of one channel are one long run
       args.columns = 1;
       args.channels = stretch.columns;
     }
     ops_.combine(args);
-  }
-
-  // channels_last: combines the listed rows, then goes along the width.
-  void along_pixels(const Source& s, int32_t begin, int64_t columns, Range source,
-                    const Target& target, Scratch& scratch) const {
-    const Stretch stretch = stretch_of(s, source.end - source.begin);
-    AlongPixelsArgs<acc_t> args{target.to,
-                                target.previous,
-                                target.base,
-                                scratch.taps[0],
-                                s.dtype,
-                                &s.taps,
-                                begin,
-                                columns,
-                                s.channels,
-                                target.stride,
-                                target.previous_stride,
-                                stretch.column_stride,
-                                target.finish_stride,
-                                target.finish};
-    int64_t element = s.element;
-    if (scratch.count > 1 || scratch.weights[0] != 1 || !stretch.is_vectorizable() ||
-        !takes<acc_t>(s.dtype, target.finish.dtype)) {
-      acc_t* sum = room(scratch.row, stretch.numel());
-      combine(s.dtype, stretch, {nullptr, nullptr, sum, s.channels, s.channels, 0, kKeep}, scratch);
-      args.row = sum;
-      args.dtype = kKeep.dtype;
-      args.row_stride = s.channels;
-      element = sizeof(acc_t);
-    }
-    args.row = static_cast<const char*>(args.row) - source.begin * args.row_stride * element;
-    ops_.along_pixels(args);
   }
 
   // One channel: goes along the width of each listed row, then combines.
@@ -447,21 +437,29 @@ class GatherCpu {
       resample_row(s, begin, columns, source, scratch.taps[0], target, scratch);
       return;
     }
-    // What is only copied is rounded here, once for all rows that it serves.
-    const bool rounded =
-        s.only_copied && !target.previous && !target.base && !has_bits_ && !target.finish.relu;
-    const Finish& keep = rounded ? target.finish : kKeep;
+    if (s.rows_repeat && !target.previous && !target.base && !has_bits_) {
+      Resampled& kept = scratch.resampled[b][scratch.slots[0]];
+      if (kept.source == scratch.taps[0] && kept.tile == tile) {
+        memcpy(target.to, kept.result, columns * element_size(target.finish.dtype));
+      } else {
+        kept.source = scratch.taps[0];
+        kept.tile = tile;
+        resample_row(s, begin, columns, source, scratch.taps[0], target, scratch);
+      }
+      kept.result = target.to;  // where it is warm
+      return;
+    }
     for (int32_t i = 0; i < scratch.count; ++i) {
       Resampled& kept = scratch.resampled[b][scratch.slots[i]];
       if (kept.source != scratch.taps[i] || kept.tile != tile) {
         kept.source = scratch.taps[i];
         kept.tile = tile;
-        const Target to{nullptr, nullptr, room(kept.row, columns), 1, 1, 0, keep};
+        const Target to{nullptr, nullptr, room(kept.row, columns), kKeep};
         resample_row(s, begin, columns, source, scratch.taps[i], to, scratch);
       }
       scratch.taps[i] = kept.row.data();
     }
-    combine(keep.dtype, {columns, 1, 1, 0}, target, scratch);
+    combine(kKeep.dtype, {columns, 1, 1, 0}, target, scratch);
   }
 
   void resample_row(const Source& s, int32_t begin, int64_t columns, Range source, const void* row,
@@ -473,7 +471,7 @@ class GatherCpu {
     // The permutes read whole vectors, also beyond the end of a row that is shorter.
     if (!stretch.is_vectorizable() || s.width->needs_padding() ||
         !takes<acc_t>(s.dtype, target.finish.dtype)) {
-      acc_t* copy = room(scratch.row, stretch.numel() + TapTable<acc_t>::kPadding);
+      acc_t* copy = room(scratch.rows[0], stretch.numel() + TapTable<acc_t>::kPadding);
       copy_stretch(copy, row, s.dtype, stretch);
       args.row = copy;
       args.dtype = kKeep.dtype;
@@ -486,12 +484,13 @@ class GatherCpu {
   const GatherParams& params_;
   const RowOps<acc_t>& ops_;
   const Rows rows_;
+  DType narrow_ = kKeep.dtype;  // the type of rows, other than the accumulation type, that are read
+                                // in channels_last without being copied
   int64_t rows_per_chunk_, tile_;
   int32_t max_taps_ = 1;
   bool is_cat_ = false;
   bool whole_bytes_ = true;  // every branch has a multiple of eight channels
   bool has_bits_;
-  bool interleave_;
   bool at_once_;       // one branch finishes the tile,
   int finisher_ = -1;  // this one,
   int base_ = -1;      // and adds this one as it lies

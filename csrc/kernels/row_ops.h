@@ -31,22 +31,21 @@ MSR_HOST_DEVICE bool takes(DType row, DType result) {
 }
 
 // to[k] = finish(previous[k] + base[k] + sum_i weights[i] * gates[i][k] * rows[i][k]) for `columns`
-// pixels of `channels` values each. Strides are per pixel, those of bit rows in bytes. `base` is a
-// map that is added as it lies: it has the type and the strides of the result.
+// pixels of `channels` values each. What is written, previous and base are dense; rows have strides
+// per pixel, gates in bytes. `base` is a map that is added as it lies: it has the result's type.
 template <typename acc_t>
 struct CombineArgs {
   void* to;
   const acc_t* previous;  // or null
   const void* base;       // or null
   const void* const* rows;
-  const uint8_t* const* gates;  // or null; then finish does nothing but round
+  const uint8_t* const* gates;  // or null; if not, nothing else is added and finish only rounds
   const acc_t* weights;
   int32_t count;  // at least 1
   DType dtype;    // of the rows
   int64_t columns, channels;
-  int64_t to_stride, previous_stride, row_stride;
-  int64_t gate_stride, finish_stride;
-  Finish finish;
+  int64_t row_stride, gate_stride;
+  Finish finish;  // bits only for one pixel
 };
 
 // The taps of one axis as the loops read them. TapTable (tables_cpu.h) makes it.
@@ -58,6 +57,10 @@ struct Taps {
   const acc_t* weights;
 
   bool single;  // no row has more than one tap
+
+  // Two taps of every row, if none has more; single ones twice with half their weight. Or null.
+  const int32_t* pair_index;
+  const acc_t* pair_weight;
 
   // Blocks of as many rows as a vector has lanes, where no row has more than two taps: the sources
   // lie in a window of one vector (two, if wide) that begins at window[block], at left_lane and
@@ -94,18 +97,38 @@ struct AlongRowArgs {
   Finish finish;
 };
 
-// The same for pixels of several channels.
+// A row of pixels of several channels that is resampled along the width.
+template <typename acc_t>
+struct PixelSource {
+  const void* row;     // its column 0, wherever that would be
+  int64_t row_stride;  // elements per pixel
+  const Taps<acc_t>* taps;
+  acc_t factor;
+};
+
+// Neighbouring channels of the result: the sum of some sources.
+template <typename acc_t>
+struct PixelSlice {
+  const PixelSource<acc_t>* sources;
+  int32_t count;     // at least 1; only one if there are other slices
+  int32_t max_taps;  // of one source
+  int64_t channels;
+  DType dtype;  // of the rows
+  bool few;     // pixels have one tap in every source, or all sources list pairs
+  bool copied;  // every pixel is one of the rows': one source of the result's type, and no finish
+};
+
+// Writes pixels of slices, one after the other, without gaps:
+// to[k] = finish(base[k] + sum over the sources, and over the taps of column begin + k, of factor *
+// weight * row[index]). Where there are several slices, base is null; where there are bits, every
+// slice has a multiple of eight channels.
 template <typename acc_t>
 struct AlongPixelsArgs {
   void* to;
-  const acc_t* previous;  // or null
-  const void* base;       // or null
-  const void* row;
-  DType dtype;  // of the row
-  const Taps<acc_t>* taps;
-  int64_t begin, columns, channels;
-  int64_t to_stride, previous_stride, row_stride;
-  int64_t finish_stride;
+  const void* base;  // or null: dense, of the result's type
+  const PixelSlice<acc_t>* slices;
+  int32_t count;
+  int64_t begin, columns;
   Finish finish;
 };
 

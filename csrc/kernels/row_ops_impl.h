@@ -24,13 +24,16 @@ MSR_INLINE void put_bits(uint8_t* bits, int64_t k, uint32_t value) {
   }
 }
 
-// Calls step(vector type, k) for whole vectors, then step(scalar, k) for the rest.
-template <typename vec_t, typename F>
+// Calls step(vector type, k) for whole vectors. kOverlap: the last one ends where the run ends,
+// whatever it writes again; otherwise, and in shorter runs, step(scalar, k) does the rest.
+template <typename vec_t, bool kOverlap, typename F>
 MSR_INLINE void for_each_lane_block(int64_t length, F&& step) {
   constexpr int kLanes = vec_t::kLanes;
   int64_t k = 0;
   for (; k + kLanes <= length; k += kLanes) step(vec_t{}, k);
   if constexpr (kLanes > 1) {
+    if (k == length) return;
+    if (kOverlap && length > kLanes) return step(vec_t{}, length - kLanes);
     for (; k < length; ++k) {
       __asm__ volatile("");  // keeps the compiler from making vectors of the few that are left
       step(Scalar<typename vec_t::acc_t>{}, k);
@@ -59,17 +62,40 @@ MSR_INLINE void with_types(DType row, void* to, DType result, F&& f) {
   }
 }
 
-MSR_INLINE bool is_plain(const Finish& how) { return !how.gate && !how.mask && !how.relu; }
+// What a loop knows of its Finish: that it only rounds; applies relu; applies it and writes the
+// mask; or nothing.
+enum class Kind { kPlain, kRelu, kReluMask, kAny };
 
-// Stores a finished vector. kPlain: nothing happens to it but the rounding.
-template <bool kPlain, typename V, typename T>
+constexpr bool has_bits(Kind kind) { return kind == Kind::kReluMask || kind == Kind::kAny; }
+
+// Calls f(the kind) as a constant.
+template <typename F>
+MSR_INLINE void with_kind(const Finish& how, F&& f) {
+  if (how.gate || (how.mask && !how.relu)) return f(std::integral_constant<Kind, Kind::kAny>{});
+  if (how.mask) return f(std::integral_constant<Kind, Kind::kReluMask>{});
+  if (how.relu) return f(std::integral_constant<Kind, Kind::kRelu>{});
+  f(std::integral_constant<Kind, Kind::kPlain>{});
+}
+
+// A call of its own, so that the loops of the rare kind stay small.
+template <typename V>
+__attribute__((noinline)) V finish_any(V value, const Finish how, int64_t k) {
+  if (how.gate) value = value.select(how.gate, k);
+  uint32_t passes;
+  const V positive = value.relu(passes);
+  if (how.mask) put_bits<V::kLanes>(how.mask, k, passes);
+  return how.relu ? positive : value;
+}
+
+// Stores a finished vector.
+template <Kind kKind, typename V, typename T>
 MSR_INLINE void finish(V value, const Finish how, T* to, int64_t k) {
-  if constexpr (!kPlain) {
-    if (how.gate) value = value.select(how.gate, k);
+  if constexpr (kKind == Kind::kAny) {
+    value = finish_any(value, how, k);
+  } else if constexpr (kKind != Kind::kPlain) {
     uint32_t passes;
-    const V positive = value.relu(passes);
-    if (how.mask) put_bits<V::kLanes>(how.mask, k, passes);
-    if (how.relu) value = positive;
+    value = value.relu(passes);
+    if constexpr (kKind == Kind::kReluMask) put_bits<V::kLanes>(how.mask, k, passes);
   }
   value.store(to + k);
 }
@@ -78,22 +104,23 @@ MSR_INLINE void finish(V value, const Finish how, T* to, int64_t k) {
 // store of a result could change what an argument points at.
 
 // One run of combine, of kCount rows (0: args.count). The sums stay in registers.
-template <typename vec_t, int kCount, bool kGated, bool kPlain, typename S, typename T>
-MSR_INLINE void combine_run(const CombineArgs<typename vec_t::acc_t>& args, int64_t column,
-                            const Finish how, T* to, int64_t length) {
+template <typename vec_t, int kCount, bool kGated, Kind kKind, typename S, typename T>
+MSR_INLINE void combine_run(const CombineArgs<typename vec_t::acc_t>& args, int64_t column, T* to,
+                            int64_t length) {
   using acc_t = typename vec_t::acc_t;
   constexpr int kRows = kCount > 0 ? kCount : 1;
   const auto* all_rows = reinterpret_cast<const S* const*>(args.rows);
   const uint8_t* const* all_gates = args.gates;
   const acc_t* all_weights = args.weights;
   const int32_t count = args.count;
+  const Finish how = args.finish;
   const int64_t offset = column * args.row_stride, gate_offset = column * args.gate_stride;
-  const acc_t* previous = args.previous ? args.previous + column * args.previous_stride : nullptr;
-  const T* base = args.base ? static_cast<const T*>(args.base) + column * args.to_stride : nullptr;
-  to += column * args.to_stride;
+  const acc_t* previous = args.previous ? args.previous + column * length : nullptr;
+  const T* base = args.base ? static_cast<const T*>(args.base) + column * length : nullptr;
+  to += column * length;
   const S* rows[kRows];
   const uint8_t* gates[kRows];
-  if constexpr (kCount == 1 && !kGated && kPlain && std::is_same_v<S, T>) {
+  if constexpr (kCount == 1 && !kGated && kKind == Kind::kPlain && std::is_same_v<S, T>) {
     if (all_weights[0] == 1 && !previous && !base) {
       memcpy(to, all_rows[0] + offset, static_cast<size_t>(length) * sizeof(T));
       return;
@@ -105,7 +132,7 @@ MSR_INLINE void combine_run(const CombineArgs<typename vec_t::acc_t>& args, int6
     if constexpr (kGated) gates[i] = all_gates[i] + gate_offset;
     weights[i] = all_weights[i];
   }
-  for_each_lane_block<vec_t>(length, [&](auto lane, int64_t k) {
+  for_each_lane_block<vec_t, !kGated && !has_bits(kKind)>(length, [&](auto lane, int64_t k) {
     using V = decltype(lane);
     V sum;
     for (int32_t i = 0; i < (kCount > 0 ? kCount : count); ++i) {
@@ -117,38 +144,30 @@ MSR_INLINE void combine_run(const CombineArgs<typename vec_t::acc_t>& args, int6
       const V weight = V::broadcast(kCount > 0 ? weights[i] : all_weights[i]);
       sum = i == 0 ? value * weight : value.times_plus(weight, sum);
     }
-    if (previous) sum = sum + V::load(previous + k);
-    if (base) sum = sum + V::load(base + k);
-    finish<kPlain>(sum, how, to, k);
+    if constexpr (!kGated) {
+      if (previous) sum = sum + V::load(previous + k);
+      if (base) sum = sum + V::load(base + k);
+    }
+    finish<kKind>(sum, how, to, k);
   });
 }
 
-template <typename vec_t, int kCount, bool kGated, bool kPlain, typename S, typename T>
+template <typename vec_t, int kCount, bool kGated, Kind kKind, typename S, typename T>
 void combine_count(const CombineArgs<typename vec_t::acc_t>& args, T* to) {
-  const int64_t channels = args.channels;
-  const bool dense = args.to_stride == channels && args.row_stride == channels &&
-                     (!args.previous || args.previous_stride == channels) &&
-                     (!kGated || 8 * args.gate_stride == channels) &&
-                     (kPlain || 8 * args.finish_stride == channels);
-  if (dense) {
-    combine_run<vec_t, kCount, kGated, kPlain, S>(args, 0, args.finish, to,
-                                                  args.columns * channels);
+  if (args.row_stride == args.channels && (!kGated || 8 * args.gate_stride == args.channels)) {
+    combine_run<vec_t, kCount, kGated, kKind, S>(args, 0, to, args.columns * args.channels);
     return;
   }
-  Finish how = args.finish;
-  for (int64_t column = 0; column < args.columns; ++column) {
-    combine_run<vec_t, kCount, kGated, kPlain, S>(args, column, how, to, channels);
-    if (how.gate) how.gate += args.finish_stride;
-    if (how.mask) how.mask += args.finish_stride;
-  }
+  for (int64_t column = 0; column < args.columns; ++column)
+    combine_run<vec_t, kCount, kGated, kKind, S>(args, column, to, args.channels);
 }
 
-template <typename vec_t, bool kGated, bool kPlain, typename S, typename T>
+template <typename vec_t, bool kGated, Kind kKind, typename S, typename T>
 MSR_INLINE void combine_typed(const CombineArgs<typename vec_t::acc_t>& args, T* to) {
-  if (args.count == 1) return combine_count<vec_t, 1, kGated, kPlain, S>(args, to);
-  if (args.count == 2) return combine_count<vec_t, 2, kGated, kPlain, S>(args, to);
-  if (args.count == 4) return combine_count<vec_t, 4, kGated, kPlain, S>(args, to);
-  combine_count<vec_t, 0, kGated, kPlain, S>(args, to);
+  if (args.count == 1) return combine_count<vec_t, 1, kGated, kKind, S>(args, to);
+  if (args.count == 2) return combine_count<vec_t, 2, kGated, kKind, S>(args, to);
+  if (args.count == 4) return combine_count<vec_t, 4, kGated, kKind, S>(args, to);
+  combine_count<vec_t, 0, kGated, kKind, S>(args, to);
 }
 
 template <typename vec_t>
@@ -156,9 +175,9 @@ void combine(const CombineArgs<typename vec_t::acc_t>& args) {
   using acc_t = typename vec_t::acc_t;
   with_types<acc_t>(args.dtype, args.to, args.finish.dtype, [&](auto row, auto* to) {
     using S = decltype(row);
-    if (args.gates) return combine_typed<vec_t, true, true, S>(args, to);
-    if (is_plain(args.finish)) return combine_typed<vec_t, false, true, S>(args, to);
-    combine_typed<vec_t, false, false, S>(args, to);
+    if (args.gates) return combine_typed<vec_t, true, Kind::kPlain, S>(args, to);
+    with_kind(args.finish,
+              [&](auto kind) { combine_typed<vec_t, false, decltype(kind)::value, S>(args, to); });
   });
 }
 
@@ -175,7 +194,7 @@ MSR_INLINE acc_t column_sum(const Taps<acc_t>& taps, int64_t column, const S* ro
 }
 
 // Columns by permutes within windows. begin is a multiple of the lanes.
-template <typename vec_t, bool kWide, bool kPlain, typename S, typename T>
+template <typename vec_t, bool kWide, Kind kKind, typename S, typename T>
 MSR_INLINE void along_row_by_windows(const AlongRowArgs<float> args, const S* row, T* to) {
   constexpr int kLanes = vec_t::kLanes;
   const Taps<float> taps = *args.taps;
@@ -195,7 +214,7 @@ MSR_INLINE void along_row_by_windows(const AlongRowArgs<float> args, const S* ro
     vec_t sum = block_sum(args.begin + k);
     if (args.previous) sum = sum + vec_t::load(args.previous + k);
     if (base) sum = sum + vec_t::load(base + k);
-    finish<kPlain>(sum, args.finish, to, k);
+    finish<kKind>(sum, args.finish, to, k);
   }
   if (k == args.columns) return;
   // The last block is as long as the others in the tables; its lanes beyond the end are dropped.
@@ -205,17 +224,17 @@ MSR_INLINE void along_row_by_windows(const AlongRowArgs<float> args, const S* ro
     Scalar<float> value{values[i]};
     if (args.previous) value.v += args.previous[k];
     if (base) value = value + Scalar<float>::load(base + k);
-    finish<kPlain>(value, args.finish, to, k);
+    finish<kKind>(value, args.finish, to, k);
   }
 }
 
-template <typename vec_t, bool kPlain, typename S, typename T>
+template <typename vec_t, Kind kKind, typename S, typename T>
 MSR_INLINE void along_row_by_columns(const AlongRowArgs<typename vec_t::acc_t> args, const S* row,
                                      T* to) {
   using acc_t = typename vec_t::acc_t;
   const Taps<acc_t> taps = *args.taps;
   const T* base = static_cast<const T*>(args.base);
-  for_each_lane_block<vec_t>(args.columns, [&](auto lane, int64_t k) {
+  for_each_lane_block<vec_t, false>(args.columns, [&](auto lane, int64_t k) {
     using V = decltype(lane);
     const int64_t column = args.begin + k;
     V sum;
@@ -251,20 +270,20 @@ MSR_INLINE void along_row_by_columns(const AlongRowArgs<typename vec_t::acc_t> a
     }
     if (args.previous) sum = sum + V::load(args.previous + k);
     if (base) sum = sum + V::load(base + k);
-    finish<kPlain>(sum, args.finish, to, k);
+    finish<kKind>(sum, args.finish, to, k);
   });
 }
 
-template <typename vec_t, bool kCanLookUp, bool kPlain, typename S, typename T>
+template <typename vec_t, bool kCanLookUp, Kind kKind, typename S, typename T>
 void along_row_typed(const AlongRowArgs<typename vec_t::acc_t>& args, T* to) {
   const S* row = static_cast<const S*>(args.row);
   if constexpr (kCanLookUp) {
     if (args.taps->window) {
-      if (args.taps->wide) return along_row_by_windows<vec_t, true, kPlain>(args, row, to);
-      return along_row_by_windows<vec_t, false, kPlain>(args, row, to);
+      if (args.taps->wide) return along_row_by_windows<vec_t, true, kKind>(args, row, to);
+      return along_row_by_windows<vec_t, false, kKind>(args, row, to);
     }
   }
-  along_row_by_columns<vec_t, kPlain>(args, row, to);
+  along_row_by_columns<vec_t, kKind>(args, row, to);
 }
 
 template <typename vec_t, bool kCanLookUp>
@@ -272,78 +291,217 @@ void along_row(const AlongRowArgs<typename vec_t::acc_t>& args) {
   using acc_t = typename vec_t::acc_t;
   with_types<acc_t>(args.dtype, args.to, args.finish.dtype, [&](auto row, auto* to) {
     using S = decltype(row);
-    if (is_plain(args.finish)) return along_row_typed<vec_t, kCanLookUp, true, S>(args, to);
-    along_row_typed<vec_t, kCanLookUp, false, S>(args, to);
+    with_kind(args.finish, [&](auto kind) {
+      along_row_typed<vec_t, kCanLookUp, decltype(kind)::value, S>(args, to);
+    });
   });
 }
 
-// One pixel: kCount taps, or 0: any number.
-template <typename vec_t, int kCount, bool kPlain, typename S, typename T>
-MSR_INLINE void pixel(const S* from, int64_t row_stride, const typename vec_t::acc_t* taps,
-                      int32_t count, const typename vec_t::acc_t* previous, const T* base,
-                      const Finish how, T* to, int64_t channels) {
+// One pixel of one source: kCount taps, or 0: any number.
+template <typename vec_t, int kCount, Kind kKind, typename S, typename T>
+MSR_INLINE void pixel(const PixelSource<typename vec_t::acc_t>& source, int64_t column,
+                      int32_t count, int64_t channels, const T* base, const Finish how, T* to) {
   using acc_t = typename vec_t::acc_t;
-  if constexpr (kCount == 1 && kPlain && std::is_same_v<S, T>) {
-    if (taps[0] == 1 && !previous && !base) {
-      memcpy(to, from, static_cast<size_t>(channels) * sizeof(T));
-      return;
-    }
-  }
+  const int64_t row_stride = source.row_stride;
+  const S* from = static_cast<const S*>(source.row) + source.taps->first[column] * row_stride;
+  const acc_t* taps = source.taps->weights + source.taps->start[column];
+  const acc_t factor = source.factor;
   acc_t weights[kCount > 0 ? kCount : 1];
-  for (int i = 0; i < kCount; ++i) weights[i] = taps[i];
-  for_each_lane_block<vec_t>(channels, [&](auto lane, int64_t c) {
+  for (int i = 0; i < kCount; ++i) weights[i] = factor * taps[i];
+  for_each_lane_block<vec_t, !has_bits(kKind)>(channels, [&](auto lane, int64_t c) {
     using V = decltype(lane);
     V sum = V::broadcast(0);
     for (int32_t t = 0; t < (kCount > 0 ? kCount : count); ++t) {
       const V value = V::load(from + t * row_stride + c);
-      const V weight = V::broadcast(kCount > 0 ? weights[t] : taps[t]);
+      const V weight = V::broadcast(kCount > 0 ? weights[t] : factor * taps[t]);
       sum = t == 0 ? value * weight : value.times_plus(weight, sum);
     }
-    if (previous) sum = sum + V::load(previous + c);
     if (base) sum = sum + V::load(base + c);
-    finish<kPlain>(sum, how, to, c);
+    finish<kKind>(sum, how, to, c);
   });
 }
 
-template <typename vec_t, bool kPlain, typename S, typename T>
-void along_pixels_typed(const AlongPixelsArgs<typename vec_t::acc_t> args, T* to) {
-  using acc_t = typename vec_t::acc_t;
-  const S* row = static_cast<const S*>(args.row);
-  const Taps<acc_t> taps = *args.taps;
-  Finish how = args.finish;
-  for (int64_t k = 0; k < args.columns; ++k) {
-    const int64_t column = args.begin + k;
-    const S* from = row + taps.first[column] * args.row_stride;
-    const acc_t* weights = taps.weights + taps.start[column];
-    const acc_t* previous = args.previous ? args.previous + k * args.previous_stride : nullptr;
-    T* pixel_to = to + k * args.to_stride;
-    const T* base = args.base ? static_cast<const T*>(args.base) + k * args.to_stride : nullptr;
-    const int32_t count = taps.count[column];
-    const auto run = [=](auto fixed) {
-      pixel<vec_t, decltype(fixed)::value, kPlain>(from, args.row_stride, weights, count, previous,
-                                                   base, how, pixel_to, args.channels);
-    };
-    if (count == 1) {
-      run(std::integral_constant<int, 1>{});
-    } else if (count == 2) {
-      run(std::integral_constant<int, 2>{});
-    } else if (count == 4) {
-      run(std::integral_constant<int, 4>{});
-    } else {
-      run(std::integral_constant<int, 0>{});
+// One slice of one pixel, of one source.
+template <typename vec_t, Kind kKind, typename S, typename T>
+MSR_INLINE void slice_of_pixel(const PixelSlice<typename vec_t::acc_t>& slice, int64_t column,
+                               const T* base, const Finish how, T* to) {
+  const auto& source = slice.sources[0];
+  if constexpr (kKind == Kind::kPlain && std::is_same_v<S, T>) {
+    if (slice.copied) {
+      const int64_t offset = source.taps->first[column] * source.row_stride;
+      memcpy(to, static_cast<const S*>(source.row) + offset, slice.channels * sizeof(T));
+      return;
     }
-    if (how.gate) how.gate += args.finish_stride;
-    if (how.mask) how.mask += args.finish_stride;
   }
+  const int32_t count = source.taps->count[column];
+  const auto run = [&](auto fixed) {
+    pixel<vec_t, decltype(fixed)::value, kKind, S>(source, column, count, slice.channels, base, how,
+                                                   to);
+  };
+  if (count == 1) {
+    run(std::integral_constant<int, 1>{});
+  } else if (count == 2) {
+    run(std::integral_constant<int, 2>{});
+  } else if (count == 4) {
+    run(std::integral_constant<int, 4>{});
+  } else {
+    run(std::integral_constant<int, 0>{});
+  }
+}
+
+// One pixel of any number of sources and taps.
+template <typename vec_t, Kind kKind, typename S, typename T>
+MSR_INLINE void pixel_of_many(const PixelSlice<typename vec_t::acc_t>& slice, int64_t column,
+                              const T* base, const Finish how, T* to) {
+  for_each_lane_block<vec_t, !has_bits(kKind)>(slice.channels, [&](auto lane, int64_t c) {
+    using V = decltype(lane);
+    V sum = V::broadcast(0);
+    for (int32_t i = 0; i < slice.count; ++i) {
+      const auto& source = slice.sources[i];
+      const auto* weights = source.taps->weights + source.taps->start[column];
+      const S* from =
+          static_cast<const S*>(source.row) + source.taps->first[column] * source.row_stride + c;
+      for (int32_t t = 0; t < source.taps->count[column]; ++t) {
+        const V weight = V::broadcast(source.factor * weights[t]);
+        sum = V::load(from + t * source.row_stride).times_plus(weight, sum);
+      }
+    }
+    if (base) sum = sum + V::load(base + c);
+    finish<kKind>(sum, how, to, c);
+  });
+}
+
+// kSources sources of kTaps taps each, for slices with `few`. The sums stay in registers.
+template <typename vec_t, int kSources, int kTaps, typename S>
+struct FewTaps {
+  using acc_t = typename vec_t::acc_t;
+  const S* rows[kSources];
+  int64_t strides[kSources];
+  const int32_t* index[kSources];
+  const acc_t* listed[kSources];
+  acc_t factors[kSources];
+
+  MSR_INLINE explicit FewTaps(const PixelSlice<acc_t>& slice) {
+    for (int i = 0; i < kSources; ++i) {
+      const PixelSource<acc_t>& source = slice.sources[i];
+      rows[i] = static_cast<const S*>(source.row);
+      strides[i] = source.row_stride;
+      index[i] = kTaps == 1 ? source.taps->first : source.taps->pair_index;
+      listed[i] = kTaps == 1 ? source.taps->weights : source.taps->pair_weight;
+      factors[i] = source.factor;
+    }
+  }
+
+  template <Kind kKind, typename T>
+  MSR_INLINE void write(int64_t column, const T* base, const Finish how, T* to,
+                        int64_t channels) const {
+    const S* from[kSources][kTaps];
+    acc_t weights[kSources][kTaps];
+    for (int i = 0; i < kSources; ++i) {
+      for (int t = 0; t < kTaps; ++t) {
+        from[i][t] = rows[i] + index[i][kTaps * column + t] * strides[i];
+        weights[i][t] = factors[i] * listed[i][kTaps * column + t];
+      }
+    }
+    for_each_lane_block<vec_t, !has_bits(kKind)>(channels, [&](auto lane, int64_t c) {
+      using V = decltype(lane);
+      V sum;
+      for (int i = 0; i < kSources; ++i) {
+        for (int t = 0; t < kTaps; ++t) {
+          const V value = V::load(from[i][t] + c), weight = V::broadcast(weights[i][t]);
+          sum = i == 0 && t == 0 ? value * weight : value.times_plus(weight, sum);
+        }
+      }
+      if (base) sum = sum + V::load(base + c);
+      finish<kKind>(sum, how, to, c);
+    });
+  }
+};
+
+// Calls write(slice, column, base, how, to) for every slice of every pixel.
+template <typename acc_t, typename T, typename F>
+MSR_INLINE void for_each_pixel(const AlongPixelsArgs<acc_t>& args, T* to, F&& write) {
+  const T* base = static_cast<const T*>(args.base);
+  const int64_t end = args.begin + args.columns;
+  const int32_t count = args.count;
+  Finish how = args.finish;
+  for (int64_t column = args.begin; column < end; ++column) {
+    for (int32_t i = 0; i < count; ++i) {
+      const int64_t channels = args.slices[i].channels;
+      write(args.slices[i], column, base, how, to);
+      to += channels;
+      if (base) base += channels;
+      if (how.gate) how.gate += channels / 8;
+      if (how.mask) how.mask += channels / 8;
+    }
+  }
+}
+
+// One slice of few sources and taps.
+template <typename vec_t, int kSources, Kind kKind, typename S, typename T>
+void along_few(const AlongPixelsArgs<typename vec_t::acc_t>& args, T* to) {
+  const auto run = [&](auto taps) {
+    const FewTaps<vec_t, kSources, decltype(taps)::value, S> few(args.slices[0]);
+    const int64_t channels = args.slices[0].channels;
+    for_each_pixel(args, to,
+                   [&](const auto&, int64_t column, const T* base, const Finish& how, T* pixel) {
+                     few.template write<kKind>(column, base, how, pixel, channels);
+                   });
+  };
+  if (args.slices[0].max_taps == 1) return run(std::integral_constant<int, 1>{});
+  run(std::integral_constant<int, 2>{});
+}
+
+// One slice that is copied.
+template <typename acc_t, typename T>
+void along_copied(const AlongPixelsArgs<acc_t>& args, T* to) {
+  const PixelSource<acc_t> source = args.slices[0].sources[0];
+  const T* row = static_cast<const T*>(source.row);
+  const int32_t* index = source.taps->first + args.begin;
+  const int64_t columns = args.columns, channels = args.slices[0].channels;
+  for (int64_t k = 0; k < columns; ++k, to += channels)
+    memcpy(to, row + index[k] * source.row_stride, channels * sizeof(T));
+}
+
+template <typename vec_t, Kind kKind, typename S, typename T>
+void along_pixels_typed(const AlongPixelsArgs<typename vec_t::acc_t>& args, T* to) {
+  using acc_t = typename vec_t::acc_t;
+  const PixelSlice<acc_t>& first = args.slices[0];
+  if constexpr (kKind == Kind::kPlain && std::is_same_v<S, T>) {
+    if (args.count == 1 && first.copied) return along_copied(args, to);
+  }
+  if (args.count == 1 && first.few) {
+    if (first.count == 1) return along_few<vec_t, 1, kKind, S>(args, to);
+    if (first.count == 2) return along_few<vec_t, 2, kKind, S>(args, to);
+    if (first.count == 3) return along_few<vec_t, 3, kKind, S>(args, to);
+    if (first.count == 4) return along_few<vec_t, 4, kKind, S>(args, to);
+  }
+  for_each_pixel(args, to,
+                 [&](const PixelSlice<acc_t>& slice, int64_t column, const T* base,
+                     const Finish& how, T* pixel) {
+                   if (slice.count == 2 && slice.few && slice.max_taps == 2) {
+                     const FewTaps<vec_t, 2, 2, S> few(slice);
+                     few.template write<kKind>(column, base, how, pixel, slice.channels);
+                   } else if (slice.count > 1) {
+                     pixel_of_many<vec_t, kKind, S>(slice, column, base, how, pixel);
+                   } else if (std::is_same_v<S, acc_t> || slice.dtype != DType::kFloat32) {
+                     slice_of_pixel<vec_t, kKind, S>(slice, column, base, how, pixel);
+                   } else {
+                     slice_of_pixel<vec_t, kKind, acc_t>(slice, column, base, how, pixel);
+                   }
+                 });
 }
 
 template <typename vec_t>
 void along_pixels(const AlongPixelsArgs<typename vec_t::acc_t>& args) {
   using acc_t = typename vec_t::acc_t;
-  with_types<acc_t>(args.dtype, args.to, args.finish.dtype, [&](auto row, auto* to) {
+  DType narrowest = args.slices[0].dtype;
+  for (int32_t i = 1; i < args.count; ++i)
+    if (args.slices[i].dtype != DType::kFloat32) narrowest = args.slices[i].dtype;
+  with_types<acc_t>(narrowest, args.to, args.finish.dtype, [&](auto row, auto* to) {
     using S = decltype(row);
-    if (is_plain(args.finish)) return along_pixels_typed<vec_t, true, S>(args, to);
-    along_pixels_typed<vec_t, false, S>(args, to);
+    with_kind(args.finish,
+              [&](auto kind) { along_pixels_typed<vec_t, decltype(kind)::value, S>(args, to); });
   });
 }
 

@@ -36,6 +36,10 @@ inline void* advance(void* data, DType dtype, int64_t elements) {
   return static_cast<char*>(data) + elements * element_size(dtype);
 }
 
+inline const void* advance(const void* data, DType dtype, int64_t elements) {
+  return static_cast<const char*>(data) + elements * element_size(dtype);
+}
+
 // A stretch of a row: `columns` pixels of `channels` values each. In memory the values of a pixel
 // are channel_stride apart and pixels are column_stride apart.
 struct Stretch {

@@ -210,7 +210,7 @@ class SpreadCpu {
     if (to) {
       const void* values = sum;
       ops_.combine({to, nullptr, nullptr, &values, nullptr, &t.factor, 1, kKeep.dtype, 1, length,
-                    length, length, length, 0, 0, plain});
+                    length, 0, plain});
     }
   }
 
@@ -226,8 +226,10 @@ class SpreadCpu {
       ops_.along_row({to, nullptr, nullptr, combined - source.begin, kKeep.dtype, &t.taps, p.at[2],
                       columns, how});
     } else {
-      ops_.along_pixels({to, nullptr, nullptr, combined - source.begin * channels, kKeep.dtype,
-                         &t.taps, p.at[2], columns, channels, channels, 0, channels, 0, how});
+      const PixelSource<acc_t> row{combined - source.begin * channels, channels, &t.taps, acc_t(1)};
+      const PixelSlice<acc_t> slice{&row,  1,    t.width->max_count(), channels, kKeep.dtype,
+                                    false, false};
+      ops_.along_pixels({to, nullptr, &slice, 1, p.at[2], columns, how});
     }
   }
 
@@ -293,14 +295,14 @@ class SpreadCpu {
     const int64_t channels = t.one_run ? length : stretch.channels;
     ops_.combine({to, nullptr, nullptr, scratch.taps.data(),
                   params_.gate ? scratch.gates.data() : nullptr, scratch.weights.data(),
-                  scratch.count, grad.dtype, runs, channels, channels, 0,
-                  t.one_run ? length : stretch.column_stride, grad.size[1] / 8, 0, how});
+                  scratch.count, grad.dtype, runs, channels,
+                  t.one_run ? length : stretch.column_stride, grad.size[1] / 8, how});
   }
 
   // The same for listed rows that are dense and of the accumulation type.
   void combine_dense(void* to, const Finish& how, int64_t length, const Scratch& scratch) const {
     ops_.combine({to, nullptr, nullptr, scratch.taps.data(), nullptr, scratch.weights.data(),
-                  scratch.count, kKeep.dtype, 1, length, length, 0, length, 0, 0, how});
+                  scratch.count, kKeep.dtype, 1, length, length, 0, how});
   }
 
   // Replaces the listed rows, of any strides and types, by dense copies behind the gate, whatever

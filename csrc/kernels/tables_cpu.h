@@ -43,6 +43,19 @@ class TapTable {
     }
   }
 
+  // Prepares what along_pixels needs for sums.
+  void prepare_pairs() {
+    for (int32_t i = 0; i < rows_ && max_count_ <= 2; ++i) {
+      // Halves are exact, and keep infinities.
+      const bool two = count_[i] == 2;
+      const acc_t* weights = this->weights(i);
+      pair_index_.push_back(first_[i]);
+      pair_index_.push_back(first_[i] + count_[i] - 1);
+      pair_weight_.push_back(two ? weights[0] : weights[0] / 2);
+      pair_weight_.push_back(two ? weights[1] : weights[0] / 2);
+    }
+  }
+
   int32_t first(int32_t row) const { return first_[row]; }
   int32_t count(int32_t row) const { return count_[row]; }
   const acc_t* weights(int32_t row) const { return weights_.data() + start_[row]; }
@@ -79,6 +92,8 @@ class TapTable {
     taps.start = start_.data();
     taps.weights = weights_.data();
     taps.single = max_count_ <= 1;
+    taps.pair_index = data(pair_index_);
+    taps.pair_weight = data(pair_weight_);
     taps.window = data(window_);
     taps.left_lane = data(left_lane_);
     taps.right_lane = data(right_lane_);
@@ -168,6 +183,8 @@ class TapTable {
   std::vector<int32_t> first_, count_;
   std::vector<int64_t> start_;
   std::vector<acc_t> weights_;
+  std::vector<int32_t> pair_index_;
+  std::vector<acc_t> pair_weight_;
   std::vector<int32_t> window_, left_lane_, right_lane_;
   std::vector<acc_t> left_weight_, right_weight_;
   std::vector<int32_t> step_taps_, step_first_, step_start_;
