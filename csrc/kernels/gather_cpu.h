@@ -217,7 +217,7 @@ class GatherCpu {
     const auto single = [](const Table& table) { return !table || table->max_count() <= 1; };
     const int32_t rows =
         (s.depth ? s.depth->max_count() : 1) * (s.height ? s.height->max_count() : 1);
-    s.lies_well = rows <= (map.dtype == kKeep.dtype ? kMostRows : 1) && pixels.is_vectorizable() &&
+    s.lies_well = rows <= kMostRows && pixels.is_vectorizable() &&
                   (map.dtype == kKeep.dtype || map.dtype == narrow_);
     s.rows_repeat = single(s.depth) && single(s.height) && s.factor == 1;
     s.only_copied = s.rows_repeat && single(s.width) && map.dtype == params_.out.dtype &&
@@ -437,7 +437,8 @@ class GatherCpu {
       resample_row(s, begin, columns, source, scratch.taps[0], target, scratch);
       return;
     }
-    if (s.rows_repeat && !target.previous && !target.base && !has_bits_) {
+    const bool alone = is_cat_ || params_.num_branches == 1;  // what it writes is the result
+    if (s.rows_repeat && alone && !has_bits_) {
       Resampled& kept = scratch.resampled[b][scratch.slots[0]];
       if (kept.source == scratch.taps[0] && kept.tile == tile) {
         memcpy(target.to, kept.result, columns * element_size(target.finish.dtype));

@@ -24,12 +24,18 @@ MSR_INLINE void put_bits(uint8_t* bits, int64_t k, uint32_t value) {
   }
 }
 
-// Calls step(vector type, k) for whole vectors. kOverlap: the last one ends where the run ends,
-// whatever it writes again; otherwise, and in shorter runs, step(scalar, k) does the rest.
-template <typename vec_t, bool kOverlap, typename F>
+// Calls step(vector type, k) for whole vectors: for rows of S and results of T. kOverlap: the last
+// one ends where the run ends, whatever it writes again; otherwise, and in shorter runs,
+// step(scalar, k) does the rest.
+template <typename vec_t, bool kOverlap, typename S, typename T, typename F>
 MSR_INLINE void for_each_lane_block(int64_t length, F&& step) {
   constexpr int kLanes = vec_t::kLanes;
   int64_t k = 0;
+#if defined(MSR_ISA_AVX2)
+  if constexpr (std::is_same_v<S, BFloat16> && std::is_same_v<T, BFloat16>) {
+    for (; k + VecPair::kLanes <= length; k += VecPair::kLanes) step(VecPair{}, k);
+  }
+#endif
   for (; k + kLanes <= length; k += kLanes) step(vec_t{}, k);
   if constexpr (kLanes > 1) {
     if (k == length) return;
@@ -132,7 +138,7 @@ MSR_INLINE void combine_run(const CombineArgs<typename vec_t::acc_t>& args, int6
     if constexpr (kGated) gates[i] = all_gates[i] + gate_offset;
     weights[i] = all_weights[i];
   }
-  for_each_lane_block<vec_t, !kGated && !has_bits(kKind)>(length, [&](auto lane, int64_t k) {
+  for_each_lane_block<vec_t, !kGated && !has_bits(kKind), S, T>(length, [&](auto lane, int64_t k) {
     using V = decltype(lane);
     V sum;
     for (int32_t i = 0; i < (kCount > 0 ? kCount : count); ++i) {
@@ -234,7 +240,7 @@ MSR_INLINE void along_row_by_columns(const AlongRowArgs<typename vec_t::acc_t> a
   using acc_t = typename vec_t::acc_t;
   const Taps<acc_t> taps = *args.taps;
   const T* base = static_cast<const T*>(args.base);
-  for_each_lane_block<vec_t, false>(args.columns, [&](auto lane, int64_t k) {
+  for_each_lane_block<vec_t, false, acc_t, acc_t>(args.columns, [&](auto lane, int64_t k) {
     using V = decltype(lane);
     const int64_t column = args.begin + k;
     V sum;
@@ -308,7 +314,7 @@ MSR_INLINE void pixel(const PixelSource<typename vec_t::acc_t>& source, int64_t 
   const acc_t factor = source.factor;
   acc_t weights[kCount > 0 ? kCount : 1];
   for (int i = 0; i < kCount; ++i) weights[i] = factor * taps[i];
-  for_each_lane_block<vec_t, !has_bits(kKind)>(channels, [&](auto lane, int64_t c) {
+  for_each_lane_block<vec_t, !has_bits(kKind), S, T>(channels, [&](auto lane, int64_t c) {
     using V = decltype(lane);
     V sum = V::broadcast(0);
     for (int32_t t = 0; t < (kCount > 0 ? kCount : count); ++t) {
@@ -353,7 +359,7 @@ MSR_INLINE void slice_of_pixel(const PixelSlice<typename vec_t::acc_t>& slice, i
 template <typename vec_t, Kind kKind, typename S, typename T>
 MSR_INLINE void pixel_of_many(const PixelSlice<typename vec_t::acc_t>& slice, int64_t column,
                               const T* base, const Finish how, T* to) {
-  for_each_lane_block<vec_t, !has_bits(kKind)>(slice.channels, [&](auto lane, int64_t c) {
+  for_each_lane_block<vec_t, !has_bits(kKind), S, T>(slice.channels, [&](auto lane, int64_t c) {
     using V = decltype(lane);
     V sum = V::broadcast(0);
     for (int32_t i = 0; i < slice.count; ++i) {
@@ -403,7 +409,7 @@ struct FewTaps {
         weights[i][t] = factors[i] * listed[i][kTaps * column + t];
       }
     }
-    for_each_lane_block<vec_t, !has_bits(kKind)>(channels, [&](auto lane, int64_t c) {
+    for_each_lane_block<vec_t, !has_bits(kKind), S, T>(channels, [&](auto lane, int64_t c) {
       using V = decltype(lane);
       V sum;
       for (int i = 0; i < kSources; ++i) {

@@ -141,13 +141,7 @@ struct Vec {
   }
   MSR_INLINE void store(float* to) const { _mm256_storeu_ps(to, v); }
   MSR_INLINE __m128i narrow(const BFloat16*) const {
-    const __m256i bits = _mm256_castps_si256(v);
-    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    const __m256i rounded =
-        _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
-    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
-    const __m256i words = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+    const __m256i words = _mm256_srli_epi32(rounded_to_bfloat16(), 16);
     // Packing works within halves of the register: the first and the third quarter hold them.
     const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(words, words), 0x08);
     return _mm256_castsi256_si128(packed);
@@ -192,6 +186,71 @@ struct Vec {
     const __m256d odds = _mm256_castps_pd(_mm256_shuffle_ps(low.v, high.v, 0xdd));
     even.v = _mm256_castpd_ps(_mm256_permute4x64_pd(evens, 0xd8));
     odd.v = _mm256_castpd_ps(_mm256_permute4x64_pd(odds, 0xd8));
+  }
+
+  // The upper halves are the value in bfloat16, rounded to nearest, ties to even.
+  MSR_INLINE __m256i rounded_to_bfloat16() const {
+    const __m256i bits = _mm256_castps_si256(v);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded =
+        _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    return _mm256_blendv_epi8(rounded, quiet, nan);
+  }
+};
+
+// Sixteen lanes, the even ones and the odd ones. Neighbours in bfloat16 come apart, and together
+// again, without crossing lanes.
+struct VecPair {
+  static constexpr int kLanes = 16;
+  using acc_t = float;
+  Vec even, odd;
+
+  static MSR_INLINE VecPair broadcast(float value) {
+    return {Vec::broadcast(value), Vec::broadcast(value)};
+  }
+  static MSR_INLINE VecPair load(const BFloat16* from) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    const __m256i upper = _mm256_and_si256(bits, _mm256_set1_epi32(static_cast<int>(0xffff0000u)));
+    return {{_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16))}, {_mm256_castsi256_ps(upper)}};
+  }
+  static MSR_INLINE VecPair load(const float* from) {
+    VecPair result;
+    Vec::split_pairs(Vec::load(from), Vec::load(from + Vec::kLanes), result.even, result.odd);
+    return result;
+  }
+  MSR_INLINE void store(BFloat16* to) const {
+    const __m256i lower = _mm256_srli_epi32(even.rounded_to_bfloat16(), 16);
+    const __m256i both = _mm256_blend_epi16(lower, odd.rounded_to_bfloat16(), 0xaa);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), both);
+  }
+  MSR_INLINE VecPair operator+(VecPair other) const { return {even + other.even, odd + other.odd}; }
+  MSR_INLINE VecPair operator*(VecPair other) const { return {even * other.even, odd * other.odd}; }
+  MSR_INLINE VecPair times_plus(VecPair factor, VecPair term) const {
+    return {even.times_plus(factor.even, term.even), odd.times_plus(factor.odd, term.odd)};
+  }
+  MSR_INLINE VecPair relu(uint32_t& passes) const {
+    const __m256 zero = _mm256_setzero_ps();
+    const __m256 even_set = _mm256_cmp_ps(even.v, zero, _CMP_NLE_UQ);
+    const __m256 odd_set = _mm256_cmp_ps(odd.v, zero, _CMP_NLE_UQ);
+    const __m256i words =
+        _mm256_blend_epi16(_mm256_castps_si256(even_set), _mm256_castps_si256(odd_set), 0xaa);
+    const __m128i bytes =
+        _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    passes = static_cast<uint32_t>(_mm_movemask_epi8(bytes));
+    return {{_mm256_and_ps(even.v, even_set)}, {_mm256_and_ps(odd.v, odd_set)}};
+  }
+  MSR_INLINE VecPair select(const uint8_t* bits, int64_t k) const {
+    uint16_t all;
+    memcpy(&all, bits + (k >> 3), sizeof all);
+    const __m256i even_bit = _mm256_setr_epi32(1, 4, 16, 64, 256, 1024, 4096, 16384);
+    const __m256i odd_bit = _mm256_slli_epi32(even_bit, 1);
+    const auto keep = [&](Vec value, __m256i bit) {
+      const __m256i set = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(all), bit), bit);
+      return Vec{_mm256_and_ps(value.v, _mm256_castsi256_ps(set))};
+    };
+    return {keep(even, even_bit), keep(odd, odd_bit)};
   }
 };
 
