@@ -16,8 +16,8 @@ bits   meaning
 41     accumulate in float64
 ====== ================================================================
 
-Kernels exist for the modes up to :data:`LAST_KERNEL_MODE` and the activations of
-:data:`KERNEL_ACTIVATIONS`; they refuse all other numbers.
+CPU kernels exist for all modes, CUDA kernels for those up to :data:`LAST_CUDA_MODE`, both for the
+activations of :data:`KERNEL_ACTIVATIONS`; they refuse all other numbers.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class Mode(IntEnum):
     LANCZOS_ANTIALIAS = 11
 
 
-#: Compiled kernels know the modes up to this one.
-LAST_KERNEL_MODE = Mode.LINEAR_ALIGN_CORNERS
+#: CUDA kernels know the modes up to this one: nothing with more than two taps.
+LAST_CUDA_MODE = Mode.LINEAR_ALIGN_CORNERS
 #: Modes whose coordinates do not follow a scale factor, but the sizes alone.
 SIZE_MODES = frozenset(
     {

@@ -61,7 +61,7 @@ def prepare(
     target = _resolve_size(name, inputs, size, scales, rank)
     reasons: list[str] = []
     for m in modes:
-        if isinstance(m, Pool) or m > _spec.LAST_KERNEL_MODE:
+        if isinstance(m, Pool) or m > _spec.LAST_CUDA_MODE:
             reasons = _check_rare_modes(name, inputs, modes, scales, target)
             break
     flat_scales: list[float] = []
@@ -253,8 +253,8 @@ def _check_rare_modes(
     reasons = []
     for i, (x, mode) in enumerate(zip(inputs, modes, strict=True)):
         if not isinstance(mode, Pool):
-            if mode > _spec.LAST_KERNEL_MODE:
-                reasons.append(f"there is no kernel for mode {mode.name.lower()}")
+            if mode > _spec.LAST_CUDA_MODE and x.is_cuda:
+                reasons.append(f"there is no CUDA kernel for mode {mode.name.lower()}")
             continue
         reasons.append("there is no kernel for a Pool")
         if scales[i] is not None:

@@ -56,8 +56,9 @@ def resample(
             ``size`` and ``scale_factor`` must be given.
         mode: ``"nearest"``, ``"nearest-exact"``, ``"linear"`` (also by its names by rank,
             ``"bilinear"`` and ``"trilinear"``), ``"bicubic"`` (or ``"cubic"``, at any rank),
-            ``"area"``, ``"lanczos"`` (antialiased only). There are kernels for nearest and for
-            linear without antialiasing; the others run in plain PyTorch.
+            ``"area"``, ``"lanczos"`` (antialiased only). The CPU has kernels for all of them,
+            CUDA for nearest and for linear without antialiasing; there the others run in plain
+            PyTorch.
         align_corners: for linear and cubic: corner elements keep their values. Must be None for
             nearest and area.
         recompute_scale_factor: take coordinates from the sizes although ``scale_factor`` is given.
@@ -148,8 +149,9 @@ def resample_sum(
     ``weights``, ``scale`` and ``bias`` may have any float dtype of their own, are read as float32
     (float64 if a map or the result is float64), do not take part in promotion and get gradients.
 
-    There are kernels for nearest and linear modes, weights ``[S]`` in every normalisation,
-    ``out_scale`` and ``"relu"``; a call with anything else runs in plain PyTorch as a whole.
+    There are kernels for all modes (on CUDA: nearest, and linear without antialiasing), weights
+    ``[S]`` in every normalisation, ``out_scale`` and ``"relu"``; a call with anything else runs in
+    plain PyTorch as a whole.
 
     Returns:
         Tensor[N, C, *size]: contiguous or channels_last as the first input whose strides tell.

@@ -71,6 +71,12 @@ class Case:
             return function(maps, weights=weights, **self.kwargs, impl=impl)
         return function(maps, **self.kwargs, impl=impl)
 
+    @property
+    def has_windows(self) -> bool:
+        """Whether a mode has more than two taps per axis."""
+        modes = self.prepared(self.maps(torch.float32, "meta")).modes
+        return any(isinstance(mode, _spec.Mode) and mode > _spec.LAST_CUDA_MODE for mode in modes)
+
     def prepared(self, maps: list[Tensor]) -> _spec.Call:
         """What the public function makes of the call: modes, scales and packed arguments."""
         kwargs = dict(self.kwargs)
@@ -193,13 +199,14 @@ def _cases() -> list[Case]:
     return cases
 
 
-def _reference_cases() -> list[Case]:
+def _window_cases() -> list[Case]:
     cases: list[Case] = []
 
-    def add(name: str, operator: str, *shapes: Shape, layouts: tuple[str, ...] = (),
-            parameters: dict[str, Shape] | None = None, **kwargs: Any) -> None:  # fmt: skip
-        cases.append(Case(name, operator, shapes, kwargs, False, layouts, parameters or {}))
+    def add(name: str, operator: str, *shapes: Shape, weights: bool = False,
+            layouts: tuple[str, ...] = (), **kwargs: Any) -> None:  # fmt: skip
+        cases.append(Case(name, operator, shapes, kwargs, weights, layouts))
 
+    last = "channels_last"
     modes: list[dict[str, Any]] = [
         dict(mode="cubic"), dict(mode="cubic", align_corners=True), dict(mode="area"),
         dict(mode="linear", antialias=True),
@@ -219,10 +226,37 @@ def _reference_cases() -> list[Case]:
         if "corners" not in label:
             add(f"2d-{label}-factor", "resample", (2, 3, 7, 9), scale_factor=(0.6, 1.7),
                 **arguments)  # fmt: skip
+        add(f"sum-{label}", "resample_sum", (2, 3, 4, 6), (2, 3, 2, 3), (2, 3, 9, 15),
+            weights=True, activation="relu", **arguments)  # fmt: skip
+        add(f"sum-last-{label}", "resample_sum", (2, 9, 4, 6), (2, 9, 2, 3), (2, 9, 9, 15),
+            layouts=(last, last, last), activation="relu", **arguments)  # fmt: skip
+        add(f"cat-last-{label}", "resample_cat", (2, 3, 4, 6), (2, 4, 2, 3), (2, 1, 9, 15),
+            layouts=(last, last, last), **arguments)  # fmt: skip
     add("2d-many-taps", "resample", (1, 2, 45, 3), size=(2, 3), mode="bicubic", antialias=True)
-    add("cat-mixed-modes", "resample_cat", (2, 3, 4, 6), (2, 1, 2, 3), (2, 4, 9, 5), (2, 2, 4, 6),
+    add("cat-mixed-windows", "resample_cat", (2, 3, 4, 6), (2, 1, 2, 3), (2, 4, 9, 5), (2, 2, 4, 6),
         mode=["area", "bicubic", "bilinear", "nearest"],
         align_corners=[None, True, False, None], antialias=[False, False, True, False])  # fmt: skip
+    add("sum-mixed-windows", "resample_sum", (2, 3, 4, 6), (2, 3, 2, 3), (2, 3, 9, 5), (1, 3, 1, 1),
+        mode=["nearest", "bicubic", "bilinear", "area"], antialias=[False, False, True, False],
+        weights=True)  # fmt: skip
+    add("bicubic-x2-wide", "resample", (1, 3, 5, 35), size=(10, 70), mode="bicubic")
+    add("bicubic-x2-tokens", "resample", (2, 5, 4, 6), size=(8, 12), mode="bicubic",
+        layouts=("tokens",))  # fmt: skip
+    add("area-strided", "resample", (2, 3, 9, 8), size=(4, 3), mode="area", layouts=("strided",))
+    add("sum-batch-broadcast-cubic", "resample_sum", (3, 2, 4, 4), (1, 2, 2, 2), weights=True,
+        mode="bicubic", activation="relu")  # fmt: skip
+    add("sum-3d-antialias-last", "resample_sum", (1, 4, 3, 4, 5), (1, 4, 7, 9, 11),
+        layouts=(last, last), mode="linear", antialias=True, activation="relu")  # fmt: skip
+    add("sum-one-tap-windows", "resample_sum", (2, 3, 8, 8), (2, 3, 4, 4), mode="area")
+    return cases
+
+
+def _reference_cases() -> list[Case]:
+    cases: list[Case] = []
+
+    def add(name: str, operator: str, *shapes: Shape, layouts: tuple[str, ...] = (),
+            parameters: dict[str, Shape] | None = None, **kwargs: Any) -> None:  # fmt: skip
+        cases.append(Case(name, operator, shapes, kwargs, False, layouts, parameters or {}))
 
     pair = ((2, 3, 4, 6), (2, 3, 2, 3))
     linear = dict(mode="linear")
@@ -289,8 +323,10 @@ POOLS = {
     "avg-inside": msr_cuda.Pool("avg", 3, 2, "same", count_include_pad=False),
     "avg-uneven": msr_cuda.Pool("avg", (3, 2), (1, 2), ((2, 0), (0, 1))),
 }
-#: What kernels can do.
+#: What all kernels can do.
 CASES = _cases()
+#: Modes of more than two taps, which CPU kernels can do.
+WINDOW_CASES = _window_cases()
 #: What runs in plain PyTorch only.
 REFERENCE_CASES = _reference_cases()
 
@@ -299,5 +335,5 @@ def _name(case: Case) -> str:
     return case.name
 
 
-every_case = pytest.mark.parametrize("case", CASES, ids=_name)
-every_reference_case = pytest.mark.parametrize("case", REFERENCE_CASES, ids=_name)
+every_case = pytest.mark.parametrize("case", CASES + WINDOW_CASES, ids=_name)
+every_reference_case = pytest.mark.parametrize("case", REFERENCE_CASES + WINDOW_CASES, ids=_name)

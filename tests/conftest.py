@@ -47,18 +47,26 @@ def device(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture
-def kernel(device: str) -> str:
-    """A device that has kernels, for tests that pass ``impl="kernel"``."""
+def need_kernel(request: pytest.FixtureRequest, device: str) -> None:
+    """Skips a test whose ``case``, if it has one, no kernel of the device can compute."""
     if not _extension.has_kernels(device):
         missing(f"no {device} kernels: {_extension.WHY_NOT}")
+    case = request.getfixturevalue("case") if "case" in request.fixturenames else None
+    if device == "cuda" and case is not None and case.has_windows:
+        pytest.skip("there is no CUDA kernel for windows")
+
+
+@pytest.fixture
+def kernel(request: pytest.FixtureRequest, device: str) -> str:
+    """A device that has kernels, for tests that pass ``impl="kernel"``."""
+    need_kernel(request, device)
     return device
 
 
 @pytest.fixture(params=["kernel", "reference"])
 def impl(request: pytest.FixtureRequest, device: str) -> str:
-    if request.param == "kernel" and not _extension.has_kernels(device):
-        missing(f"no {device} kernels: {_extension.WHY_NOT}")
+    if request.param == "kernel":
+        need_kernel(request, device)
     return str(request.param)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import test_operators
 import torch
-from cases import CASES, Case
+from cases import CASES, WINDOW_CASES, Case
 from conftest import ROOT, missing
 from torch import Tensor
 
@@ -168,7 +168,7 @@ Check = Callable[[Case, torch.dtype], None]
 
 def checks() -> Iterator[tuple[Case, list[Check]]]:
     large = list(large_cases())
-    for case in (*CASES, *width_cases(), *channel_cases(), LONG_ROWS, *large):
+    for case in (*CASES, *WINDOW_CASES, *width_cases(), *channel_cases(), LONG_ROWS, *large):
         wanted: list[Check] = [check_values]
         numel = torch.Size(case.shapes[0]).numel()
         if case.kwargs.get("activation") == "relu" and not case.weights and numel:

@@ -350,26 +350,36 @@ def test_kernel_on_request_says_what_has_no_kernel(kernel: str) -> None:
             call()
         return str(e.value).partition("but ")[2].replace("there is no kernel ", "")
 
-    a, small = x(), x(2, 3, 2, 2)
-    assert reasons(lambda: resample(a, 3, mode="bicubic", impl="kernel")) == "for mode cubic"
+    def windows(*modes: str) -> str:
+        """The CPU kernels know all modes."""
+        cuda = kernel == "cuda"
+        return "".join(f"there is no CUDA kernel for mode {mode}; " for mode in modes if cuda)
+
+    a, small, weights = x().to(kernel), x(2, 3, 2, 2).to(kernel), x(1, 3, 3).to(kernel)
+    vector = x(3).to(kernel)
+    if kernel == "cuda":
+        with pytest.raises(RuntimeError, match="but there is no CUDA kernel for mode cubic"):
+            resample(a, 3, mode="bicubic", impl="kernel")
+    else:
+        assert resample(a, 3, mode="bicubic", impl="kernel").shape == (2, 3, 3, 3)
     assert reasons(lambda: resample_sum(
         [a, a, small], mode=["area", "linear", Pool("avg", 1)], size=(2, 2), antialias=True,
-        activation="gelu", scale=x(3), bias=x(3), weights=x(1, 3, 3), impl="kernel",
-    )) == ("for mode area; for mode linear_antialias; for a Pool; for activation='gelu'; "
-           "for weights of 3 dimensions; for scale; for bias")  # fmt: skip
-    assert reasons(lambda: resample_sum([a], weights=x(1, 3), impl="kernel")) == (
+        activation="gelu", scale=vector, bias=vector, weights=weights, impl="kernel",
+    )) == windows("area", "linear_antialias") + (
+        "for a Pool; for activation='gelu'; for weights of 3 dimensions; for scale; for bias"
+    )  # fmt: skip
+    assert reasons(lambda: resample_sum([a], weights=weights[0, :1], impl="kernel")) == (
         "for weights of 2 dimensions"
     )
     assert reasons(lambda: resample_cat([a], activation="silu", impl="kernel")) == (
         "for activation='silu'"
     )
     assert reasons(lambda: resample_max([a], impl="kernel")) == "for the maximum"
-    assert reasons(lambda: resample_pyramid(a, [3], mode="area", impl="kernel")) == "for mode area"
     logits = "that spares the upsampled logits"
-    assert reasons(lambda: resample_ce(a, labels(), impl="kernel")) == logits
-    assert reasons(lambda: resample_bce(a, x(2, 3, 8, 8), impl="kernel")) == logits
+    assert reasons(lambda: resample_ce(a, labels().to(kernel), impl="kernel")) == logits
+    assert reasons(lambda: resample_bce(a, x(2, 3, 8, 8).to(kernel), impl="kernel")) == logits
     assert reasons(lambda: resample_argmax(a, 8, mode="area", impl="kernel")) == (
-        "for mode area; " + logits
+        windows("area") + logits
     )
 
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from msr_cuda import _extension, _ops, reference
-from msr_cuda._spec import LAST_KERNEL_MODE, Mode
+from msr_cuda._spec import LAST_CUDA_MODE, Mode
 
-MODES = [mode for mode in Mode if mode <= LAST_KERNEL_MODE]
+MODES = [mode for mode in Mode if mode <= LAST_CUDA_MODE]
+WINDOWS = [mode for mode in Mode if mode > LAST_CUDA_MODE]
 ATEN = {
     Mode.NEAREST: ("nearest", None),
     Mode.NEAREST_EXACT: ("nearest-exact", None),
@@ -25,6 +26,7 @@ ATEN = {
     Mode.LINEAR_ALIGN_CORNERS: ("bilinear", True),
 }
 every_mode = pytest.mark.parametrize("mode", MODES, ids=lambda m: m.name.lower())
+every_window = pytest.mark.parametrize("mode", WINDOWS, ids=lambda m: m.name.lower())
 
 
 @pytest.fixture(autouse=True)
@@ -151,6 +153,47 @@ def test_thousands_of_random_larger_sizes(mode: Mode) -> None:
         assert int(begin.min()) >= 0 and int((begin + number).max()) <= out_size, where
 
 
+def check_window(mode: Mode, in_size: int, out_size: int, factor: float | None) -> None:
+    """Header and reference list the same window, in both directions, and it sums to one."""
+    where = f"{mode.name} {in_size} -> {out_size} by {factor}"
+    # The two add and divide in another order: some ulps in float64, one or two in float32.
+    for dtype, bound in ((torch.float64, 4e-15), (torch.float32, 1.5e-7)):
+        single = dtype == torch.float32
+        forward, backward = (
+            header_matrix(mode, in_size, out_size, factor or 0.0, adjoint=adjoint, single=single)
+            for adjoint in (False, True)
+        )
+        assert torch.equal(forward, backward), where
+        truth = reference_matrix(mode, in_size, out_size, factor, dtype)
+        assert (forward - truth).abs().max() < bound, where
+        assert (forward.sum(1) - 1).abs().max() < bound, where
+
+
+@every_window
+def test_windows_of_every_pair_of_sizes_up_to_16(mode: Mode) -> None:
+    for in_size in range(1, 17):
+        for out_size in range(1, 17):
+            check_window(mode, in_size, out_size, None)
+
+
+@every_window
+def test_windows_by_scale_factor(mode: Mode) -> None:
+    generator = random.Random(1)
+    for in_size in (1, 2, 3, 7, 16, 37):
+        for factor in (0.5, 1.5, 2.0, 0.3, 1.25, 0.77, generator.uniform(0.05, 6)):
+            if int(in_size * factor) > 0:
+                check_window(mode, in_size, int(in_size * factor), factor)
+
+
+@every_window
+def test_windows_of_random_larger_sizes(mode: Mode) -> None:
+    generator = random.Random(int(mode))
+    for _ in range(30):
+        check_window(mode, generator.randint(25, 700), generator.randint(25, 700), None)
+    check_window(mode, 480, 1, None)
+    check_window(mode, 1, 480, None)
+
+
 def test_float32_rounding_of_nearest_is_kept() -> None:
     """Integer arithmetic picks other pixels than ATen here."""
     for in_size, out_size in ((2, 82), (23, 94), (381, 254)):
@@ -184,7 +227,7 @@ def test_the_longest_axes() -> None:
 
 
 def test_bad_arguments_are_refused() -> None:
-    with pytest.raises(RuntimeError, match="taps: unknown mode 9"):
-        _ops.taps(9, 4, 4, 0.0, False, False)
+    with pytest.raises(RuntimeError, match="taps: unknown mode 12"):
+        _ops.taps(12, 4, 4, 0.0, False, False)
     with pytest.raises(RuntimeError, match=r"taps: expected sizes in \[1, 2\^31\)"):
         _ops.taps(0, 0, 4, 0.0, False, False)

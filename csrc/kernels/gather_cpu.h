@@ -76,6 +76,9 @@ class GatherCpu {
     Scratch scratch;
     scratch.taps.resize(max_taps_);
     scratch.weights.resize(max_taps_);
+    scratch.slots.resize(max_taps_);
+    for (int b = 0; b < params_.num_branches; ++b)
+      scratch.resampled[b].resize((sources_[b].depth_mask + 1) * (sources_[b].height_mask + 1));
     for (std::vector<uint8_t>& bits : scratch.bits)
       bits.resize(ceil_div(std::min(tile_, rows_.width) * rows_.channels, 8));
     const int64_t last = std::min(rows_.count, end * rows_per_chunk_);
@@ -124,6 +127,9 @@ class GatherCpu {
     int64_t channel_begin, channels;  // in the output
     int64_t column_stride, channel_stride;
     Table depth, height, width;  // in channels_last always one of the width
+    // The rows that a destination reads are neighbours: the last bits of depth and height tell
+    // apart as many as there are.
+    int32_t depth_mask, height_mask;
     Taps<acc_t> taps;            // of the width
     std::vector<Range> columns;  // of the source, per tile
     bool resampled_rows_serve_twice;
@@ -134,8 +140,7 @@ class GatherCpu {
     bool lies_well;    // in channels_last: its rows are read where they are
   };
 
-  // Source rows of one branch that were resampled along the width of a tile. Destinations read at
-  // most two neighbouring rows of each axis, so the last bits of depth and height tell them apart.
+  // A source row of one branch that was resampled along the width of a tile.
   struct Resampled {
     const void* source = nullptr;  // the row it was made of
     int64_t tile = -1;
@@ -150,9 +155,9 @@ class GatherCpu {
     int32_t count;                        // of the rows that are combined:
     std::vector<const void*> taps;        // where they are,
     std::vector<acc_t> weights;
-    int32_t slots[4];           // and where they are kept once resampled along the width
-    std::vector<acc_t> copies;  // of rows that the row operations cannot walk
-    Resampled resampled[kMaxInputs][4];
+    std::vector<int32_t> slots;  // and where they are kept once resampled along the width
+    std::vector<acc_t> copies;   // of rows that the row operations cannot walk
+    std::vector<Resampled> resampled[kMaxInputs];
   };
 
   // Where a branch's share of a tile goes.
@@ -199,8 +204,10 @@ class GatherCpu {
       if (needed) table.emplace(branch.axis[axis], false);
       return table ? table->max_count() : 1;
     };
-    const int32_t taps = make(s.depth, 0) * make(s.height, 1);
-    max_taps_ = std::max(max_taps_, taps);
+    const int32_t most_d = make(s.depth, 0), most_h = make(s.height, 1);
+    max_taps_ = std::max(max_taps_, most_d * most_h);
+    s.depth_mask = power_of_two_from(most_d) - 1;
+    s.height_mask = power_of_two_from(most_h) - 1;
     make(s.width, 2);
     if (s.width) {
       if (planar) {
@@ -215,9 +222,7 @@ class GatherCpu {
     s.as_it_lies = is_identity(branch) && map.dtype == params_.out.dtype && s.factor == 1 &&
                    pixels.is_vectorizable() && (planar || s.column_stride == s.channels);
     const auto single = [](const Table& table) { return !table || table->max_count() <= 1; };
-    const int32_t rows =
-        (s.depth ? s.depth->max_count() : 1) * (s.height ? s.height->max_count() : 1);
-    s.lies_well = rows <= kMostRows && pixels.is_vectorizable() &&
+    s.lies_well = most_d * most_h <= kMostRows && pixels.is_vectorizable() &&
                   (map.dtype == kKeep.dtype || map.dtype == narrow_);
     s.rows_repeat = single(s.depth) && single(s.height) && s.factor == 1;
     s.only_copied = s.rows_repeat && single(s.width) && map.dtype == params_.out.dtype &&
@@ -246,6 +251,12 @@ class GatherCpu {
       how.mask =
           ((offset | length) & 7) == 0 ? params_.mask + (offset >> 3) : scratch.bits[1].data();
     return how;
+  }
+
+  static int32_t power_of_two_from(int32_t value) {
+    int32_t power = 1;
+    while (power < value) power *= 2;
+    return power;
   }
 
   static bool has_channel(const Source& s, int64_t c) {
@@ -399,7 +410,7 @@ class GatherCpu {
       for (int32_t h = first_h; h < first_h + count_h; ++h) {
         scratch.taps[count] = data + d * s.stride[2] + h * s.stride[3];
         scratch.weights[count] = weights_h ? weight * weights_h[h - first_h] : weight;
-        if (s.width) scratch.slots[count] = 2 * (d & 1) + (h & 1);
+        scratch.slots[count] = (d & s.depth_mask) * (s.height_mask + 1) + (h & s.height_mask);
         ++count;
       }
     }

@@ -335,18 +335,7 @@ inline bool order_blocks(ReduceLaunch& launch) {
 
 // Whether destinations read one source or two neighbours, the same first one or a later one from
 // destination to destination: the fast kernels keep two rows.
-inline bool has_two_taps_at_most(Rule rule) {
-  switch (rule) {
-    case Rule::kIdentity:
-    case Rule::kNearest:
-    case Rule::kNearestExact:
-    case Rule::kLinearRational:
-    case Rule::kLinearScaled:
-    case Rule::kLinearAlignCorners:
-      return true;
-  }
-  return false;
-}
+inline bool has_two_taps_at_most(Rule rule) { return !is_windowed(rule); }
 
 // Whether the fast kernels take a call: they want one dtype, half, bfloat16 or float, and one
 // layout for the gradient, its gate and every branch. The general kernel takes anything.

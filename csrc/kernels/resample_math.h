@@ -38,8 +38,17 @@ enum class Mode : int32_t {
   kNearestExact = 1,
   kLinear = 2,
   kLinearAlignCorners = 3,
+  kCubic = 4,
+  kCubicAlignCorners = 5,
+  kArea = 6,
+  kLinearAntialias = 7,
+  kLinearAntialiasAlignCorners = 8,
+  kCubicAntialias = 9,
+  kCubicAntialiasAlignCorners = 10,
+  kLanczosAntialias = 11,
 };
-constexpr int32_t kNumModes = 4;
+constexpr int32_t kNumModes = 12;
+constexpr int32_t kNumCudaModes = 4;  // the CUDA kernels have no windows
 
 // How a source coordinate follows from a destination index.
 enum class Rule : int32_t {
@@ -49,7 +58,16 @@ enum class Rule : int32_t {
   kLinearRational,      // ((2d + 1) * in - out) / (2 * out), clamped at 0
   kLinearScaled,        // (d + 0.5) * scale - 0.5 in double, clamped at 0
   kLinearAlignCorners,  // d * (in - 1) / (out - 1)
+  // Windows, which tap_lists.h lists; the functions below do not know them.
+  kCubic,
+  kCubicAlignCorners,
+  kArea,
+  kLinearAntialias,
+  kCubicAntialias,
+  kLanczosAntialias,
 };
+
+MSR_HOST_DEVICE bool is_windowed(Rule rule) { return rule >= Rule::kCubic; }
 
 // Quotient and rest by a fixed divisor, without a division: GPUs call a subroutine for one. Exact
 // for quotients below 2^31 and for numerators below 2^53, whichever holds: the product is then off
@@ -79,7 +97,23 @@ struct Axis {
   float nearest_scale;  // source elements per destination element, as ATen rounds it
   double scale;         // linear: the same, or 1 / the forward coordinate's denominator
   double inverse;       // destinations per source, or 1 / the inverse coordinate's denominator
+  // Windows: scale / inverse is the number of source elements per destination element; both are
+  // whole numbers where it follows from the sizes.
 };
+
+inline void set_window(Axis& axis, Rule rule, bool align_corners, double scale_factor) {
+  axis.rule = rule;
+  if (align_corners) {
+    axis.scale = axis.out_size > 1 ? axis.in_size - 1.0 : 0.0;
+    axis.inverse = axis.out_size > 1 ? axis.out_size - 1.0 : 1.0;
+  } else if (scale_factor > 0) {
+    axis.scale = 1.0 / scale_factor;
+    axis.inverse = 1.0;
+  } else {
+    axis.scale = axis.in_size;
+    axis.inverse = axis.out_size;
+  }
+}
 
 // scale_factor <= 0 stands for "none given": the scale follows from the sizes.
 inline Axis make_axis(Mode mode, int32_t in_size, int32_t out_size, double scale_factor) {
@@ -103,6 +137,30 @@ inline Axis make_axis(Mode mode, int32_t in_size, int32_t out_size, double scale
       axis.rule = Rule::kLinearAlignCorners;
       axis.scale = out_size > 1 ? 1.0 / (out_size - 1.0) : 0.0;
       axis.inverse = in_size > 1 ? 1.0 / (in_size - 1.0) : 0.0;
+      break;
+    case Mode::kArea:
+      axis.rule = Rule::kArea;
+      break;
+    case Mode::kCubic:
+      set_window(axis, Rule::kCubic, false, scale_factor);
+      break;
+    case Mode::kCubicAlignCorners:
+      set_window(axis, Rule::kCubicAlignCorners, true, 0.0);
+      break;
+    case Mode::kLinearAntialias:
+      set_window(axis, Rule::kLinearAntialias, false, scale_factor);
+      break;
+    case Mode::kLinearAntialiasAlignCorners:
+      set_window(axis, Rule::kLinearAntialias, true, 0.0);
+      break;
+    case Mode::kCubicAntialias:
+      set_window(axis, Rule::kCubicAntialias, false, scale_factor);
+      break;
+    case Mode::kCubicAntialiasAlignCorners:
+      set_window(axis, Rule::kCubicAntialias, true, 0.0);
+      break;
+    case Mode::kLanczosAntialias:
+      set_window(axis, Rule::kLanczosAntialias, false, scale_factor);
       break;
   }
   return axis;
@@ -150,7 +208,7 @@ MSR_HOST_DEVICE Coordinate source_coordinate(const Axis& axis, int32_t d) {
       const int32_t index = static_cast<int32_t>(source);
       return {index, source - index};
     }
-    case Rule::kIdentity:
+    default:  // kIdentity
       break;
   }
   return {d, 0.0};
@@ -212,8 +270,6 @@ MSR_HOST_DEVICE int32_t first_destination(const Axis& axis, int32_t s) {
   const int64_t in = axis.in_size, out = axis.out_size;
   int64_t d = 0;
   switch (axis.rule) {
-    case Rule::kIdentity:
-      return s;
     case Rule::kLinearRational: {  // the least d with (2d + 1) * in - out >= 2 * out * s
       const int64_t numerator = (2 * static_cast<int64_t>(s) + 1) * out - in;
       if (numerator <= 0) return 0;
@@ -232,6 +288,8 @@ MSR_HOST_DEVICE int32_t first_destination(const Axis& axis, int32_t s) {
     case Rule::kLinearScaled:
       d = static_cast<int64_t>((static_cast<double>(s) + 0.5) * axis.inverse - 0.5);
       break;
+    default:  // kIdentity
+      return s;
   }
   // Floating point gave an estimate; the forward rule itself decides.
   int32_t first = clamp_to(d, axis.out_size);

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "row_ops.h"
+#include "tap_lists.h"
 
 namespace msr {
 
@@ -17,20 +19,12 @@ class TapTable {
       : adjoint_(adjoint),
         rows_(adjoint ? axis.in_size : axis.out_size),
         columns_(adjoint ? axis.out_size : axis.in_size) {
-    first_.resize(rows_);
-    count_.resize(rows_);
-    start_.resize(rows_);
-    weights_.reserve(2 * static_cast<size_t>(std::max(rows_, columns_)));
-    for (int32_t i = 0; i < rows_; ++i) {
-      const Range range = adjoint ? adjoint_support(axis, i) : support(axis, i);
-      first_[i] = range.begin;
-      count_[i] = range.end - range.begin;
-      start_[i] = static_cast<int64_t>(weights_.size());
-      max_count_ = std::max(max_count_, count_[i]);
-      for (int32_t j = range.begin; j < range.end; ++j) {
-        weights_.push_back(adjoint ? weight<acc_t>(axis, j, i) : weight<acc_t>(axis, i, j));
-      }
-    }
+    TapLists<acc_t> lists = list_taps<acc_t>(axis, adjoint);
+    first_ = std::move(lists.first);
+    count_ = std::move(lists.count);
+    start_ = std::move(lists.start);
+    weights_ = std::move(lists.weights);
+    for (const int32_t count : count_) max_count_ = std::max(max_count_, count);
   }
 
   // Prepares what along_row needs beyond the plain lists, for vectors of `lanes` lanes.

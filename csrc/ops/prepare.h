@@ -33,11 +33,12 @@ struct Spec {
   DType dtype;
 };
 
-inline Spec unpack_spec(const char* op, int64_t bits, int num_branches) {
+inline Spec unpack_spec(const char* op, int64_t bits, int num_branches, bool cuda) {
+  const int num_modes = cuda ? kNumCudaModes : kNumModes;
   Spec spec;
   for (int i = 0; i < kMaxInputs; ++i) {
     const int64_t mode = (bits >> (4 * i)) & 15;
-    STD_TORCH_CHECK(i >= num_branches || mode < kNumModes, op, ": unknown mode ", mode,
+    STD_TORCH_CHECK(i >= num_branches || mode < num_modes, op, ": unknown mode ", mode,
                     " for input ", i);
     spec.modes[i] = static_cast<Mode>(mode);
   }
@@ -210,7 +211,7 @@ inline GatherCall prepare_gather(const std::vector<Tensor>& inputs,
                   rank);
   STD_TORCH_CHECK(scales.empty() || scales.size() == static_cast<size_t>(count * rank), op,
                   ": expected ", count * rank, " scales, got ", scales.size());
-  const Spec spec = unpack_spec(op, spec_bits, count);
+  const Spec spec = unpack_spec(op, spec_bits, count, inputs[0].is_cuda());
 
   GatherCall call;
   GatherParams& params = call.params;
@@ -287,7 +288,7 @@ inline SpreadCall prepare_spread(const Tensor& grad, const std::optional<Tensor>
                   ": expected ", count * call.rank, " scales, got ", scales.size());
   STD_TORCH_CHECK(inputs.empty() || inputs.size() == static_cast<size_t>(count), op,
                   ": expected no inputs or ", count);
-  const Spec spec = unpack_spec(op, spec_bits, count);
+  const Spec spec = unpack_spec(op, spec_bits, count, grad.is_cuda());
 
   SpreadParams& params = call.params;
   params.num_branches = count;

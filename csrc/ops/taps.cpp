@@ -3,11 +3,30 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include "../kernels/resample_math.h"
+#include "../kernels/tap_lists.h"
 #include "prepare.h"
 
 namespace msr {
 namespace {
+
+template <typename element_t, typename T>
+Tensor copy_of(const std::vector<T>& values, int32_t dtype) {
+  const auto size = static_cast<int64_t>(values.size());
+  const int64_t stride = 1;
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(1, &size, &stride, dtype, aoti_torch_device_type_cpu(), 0, &handle));
+  Tensor tensor(handle);
+  std::copy(values.begin(), values.end(), static_cast<element_t*>(tensor.mutable_data_ptr()));
+  return tensor;
+}
+
+template <typename acc_t>
+std::tuple<Tensor, Tensor, Tensor> tensors_of(const TapLists<acc_t>& lists) {
+  return {copy_of<int64_t>(lists.first, aoti_torch_dtype_int64()),
+          copy_of<int64_t>(lists.count, aoti_torch_dtype_int64()),
+          copy_of<double>(lists.weights, aoti_torch_dtype_float64())};
+}
 
 // Rows are destinations (or, adjoint, sources). Returns the first index and the count of each row's
 // taps, and all rows' float64 weights one after the other. single: the fraction as float32 kernels
@@ -21,31 +40,8 @@ std::tuple<Tensor, Tensor, Tensor> taps(int64_t mode, int64_t in_size, int64_t o
                   ": expected sizes in [1, 2^31), got ", in_size, " and ", out_size);
   const Axis axis = make_axis(static_cast<Mode>(mode), static_cast<int32_t>(in_size),
                               static_cast<int32_t>(out_size), scale_factor);
-  const int32_t rows = adjoint ? axis.in_size : axis.out_size;
-  const auto vector = [](int64_t size, int32_t dtype) {
-    const int64_t stride = 1;
-    AtenTensorHandle handle = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(1, &size, &stride, dtype,
-                                                    aoti_torch_device_type_cpu(), 0, &handle));
-    return Tensor(handle);
-  };
-  Tensor first = vector(rows, aoti_torch_dtype_int64()),
-         count = vector(rows, aoti_torch_dtype_int64());
-  auto* first_data = static_cast<int64_t*>(first.mutable_data_ptr());
-  auto* count_data = static_cast<int64_t*>(count.mutable_data_ptr());
-  std::vector<double> all;
-  for (int32_t i = 0; i < rows; ++i) {
-    const Range range = adjoint ? adjoint_support(axis, i) : support(axis, i);
-    first_data[i] = range.begin;
-    count_data[i] = range.end - range.begin;
-    for (int32_t j = range.begin; j < range.end; ++j) {
-      const int32_t d = adjoint ? j : i, s = adjoint ? i : j;
-      all.push_back(single ? weight<float>(axis, d, s) : weight<double>(axis, d, s));
-    }
-  }
-  Tensor weights = vector(static_cast<int64_t>(all.size()), aoti_torch_dtype_float64());
-  std::copy(all.begin(), all.end(), static_cast<double*>(weights.mutable_data_ptr()));
-  return {first, count, weights};
+  return single ? tensors_of(list_taps<float>(axis, adjoint))
+                : tensors_of(list_taps<double>(axis, adjoint));
 }
 
 }  // namespace
