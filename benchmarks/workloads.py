@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -151,7 +151,7 @@ def _double(size: Sequence[int]) -> list[int]:
     return [2 * n for n in size[-2:]]
 
 
-def _resample(name: str, mode: str, large: Size) -> Workload:
+def _resample(name: str, mode: str, large: Size, cuda: bool = True) -> Workload:
     def doubled(shapes: list[Shape]) -> list[Merge]:
         (batch, channels, height, width), *_ = shapes
         return _sum_merge((batch, channels, 2 * height, 2 * width), shapes)
@@ -165,7 +165,29 @@ def _resample(name: str, mode: str, large: Size) -> Workload:
             msr_cuda.resample(maps[0], size=_double(maps[0].shape), mode=mode, impl=impl)
         ],
         doubled,
-        _sizes(large),
+        _sizes(large) if cuda else _cpu_sizes(large),
+    )
+
+
+def _shrink(name: str, large: Size) -> Workload:
+    def half(shape: Sequence[int]) -> tuple[int, int]:
+        return -(-shape[-2] // 2), -(-shape[-1] // 2)
+
+    def halved(shapes: list[Shape]) -> list[Merge]:
+        (batch, channels, *_), *_ = shapes
+        return _sum_merge((batch, channels, *half(shapes[0])), shapes)
+
+    options: dict[str, Any] = dict(mode="bilinear", antialias=True)
+    return Workload(
+        name,
+        "one map, half its size, antialiased bilinear: a level of an image pyramid",
+        lambda size: [_coarser(size, 0)],
+        lambda maps: [F.interpolate(maps[0], size=half(maps[0].shape), **options)],
+        lambda maps, impl: [
+            msr_cuda.resample(maps[0], size=half(maps[0].shape), **options, impl=impl)
+        ],
+        halved,
+        _cpu_sizes(large),
     )
 
 
@@ -267,6 +289,11 @@ def _sizes(*large: Size, cuda: Size | None = None) -> Sizes:
     return {"cpu": (large, (SMALL, TINY)), "cuda": ((on_cuda,), (large[0], SMALL, TINY))}
 
 
+def _cpu_sizes(large: Size) -> Sizes:
+    """Of modes that have no CUDA kernel."""
+    return {**_sizes(large), "cuda": ((), ())}
+
+
 #: In the order in which they run: the most telling first, should the time run out.
 WORKLOADS = {
     workload.name: workload
@@ -298,6 +325,8 @@ WORKLOADS = {
         ),
         _resample("resample-nearest", "nearest", Size(1, 64, 200, 336)),
         _resample("resample-bilinear", "bilinear", Size(1, 64, 200, 336)),
+        _resample("resample-bicubic", "bicubic", Size(1, 64, 200, 336), cuda=False),
+        _shrink("shrink-antialias", Size(4, 16, 512, 512)),
     )
 }
 

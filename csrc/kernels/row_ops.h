@@ -56,7 +56,7 @@ struct Taps {
   const int64_t* start;  // weights[start[i]] is the first one's weight
   const acc_t* weights;
 
-  bool single;  // no row has more than one tap
+  bool picks;  // no row has more than one tap, and their weights are one
 
   // Two taps of every row, if none has more; single ones twice with half their weight. Or null.
   const int32_t* pair_index;

@@ -210,7 +210,7 @@ MSR_INLINE void along_row_by_windows(const AlongRowArgs<float> args, const S* ro
     const vec_t low = vec_t::load(window);
     const vec_t high = kWide ? vec_t::load(window + kLanes) : low;
     const vec_t left = vec_t::template look_up<kWide>(low, high, taps.left_lane + column);
-    if (taps.single) return left;
+    if (taps.picks) return left;
     const vec_t right = vec_t::template look_up<kWide>(low, high, taps.right_lane + column);
     return right.times_plus(vec_t::load(taps.right_weight + column),
                             left * vec_t::load(taps.left_weight + column));

@@ -30,10 +30,11 @@ class TapTable {
   // Prepares what along_row needs beyond the plain lists, for vectors of `lanes` lanes.
   void prepare_blocks(int32_t lanes, bool can_look_up) {
     lanes_ = lanes;
-    if (adjoint_) {
-      if (lanes > 1) prepare_steps();
-    } else if (can_look_up && max_count_ <= 2) {
+    const bool gaps = std::find(count_.begin(), count_.end(), 0) != count_.end();
+    if (can_look_up && max_count_ <= 2 && !gaps) {
       prepare_windows();
+    } else if (adjoint_ && lanes > 1) {
+      prepare_steps();
     }
   }
 
@@ -85,7 +86,8 @@ class TapTable {
     taps.count = count_.data();
     taps.start = start_.data();
     taps.weights = weights_.data();
-    taps.single = max_count_ <= 1;
+    const auto is_one = [](acc_t weight) { return weight == 1; };
+    taps.picks = max_count_ <= 1 && std::all_of(weights_.begin(), weights_.end(), is_one);
     taps.pair_index = data(pair_index_);
     taps.pair_weight = data(pair_weight_);
     taps.window = data(window_);
@@ -106,13 +108,13 @@ class TapTable {
   int32_t window_size() const { return wide_ ? 2 * lanes_ : lanes_; }
   int32_t num_blocks() const { return static_cast<int32_t>(ceil_div(rows_, lanes_)); }
 
-  // Windows for destinations of one or two taps, if every block's sources fit into one.
+  // Windows for rows of one or two taps, if what every block reads fits into one.
   void prepare_windows() {
     int32_t span = 1;
     const int32_t blocks = num_blocks();
     for (int32_t block = 0; block < blocks; ++block) {
       const int32_t last = std::min(rows_, (block + 1) * lanes_) - 1;
-      // Sources never decrease with the destination.
+      // Taps never move back from row to row.
       span = std::max(span, first_[last] + count_[last] - first_[block * lanes_]);
     }
     if (span > 2 * lanes_) return;
