@@ -62,7 +62,8 @@ def test_the_contenders_compute_the_same(name: str, layout: str, impl: str, devi
             if kind == "output":
                 assert a.stride() == b.stride()
             elif impl == "kernel":  # those of plain PyTorch are laid out as its operators like it
-                assert a.stride() == data.plain[0][i].stride()
+                # The map's own, or a view of the incoming gradient where the map passed through.
+                assert a.stride() in (data.plain[0][i].stride(), b.stride())
 
 
 @every_workload
