@@ -101,7 +101,19 @@ struct Axis {
   // whole numbers where it follows from the sizes.
 };
 
-inline void set_window(Axis& axis, Rule rule, bool align_corners, double scale_factor) {
+inline void set_window(Axis& axis, Mode mode, double scale_factor) {
+  constexpr struct {
+    Rule rule;
+    bool align_corners;
+  } kWindows[] = {
+      // In the order of Mode.
+      {Rule::kCubic, false},          {Rule::kCubicAlignCorners, true},
+      {Rule::kArea, false},           {Rule::kLinearAntialias, false},
+      {Rule::kLinearAntialias, true}, {Rule::kCubicAntialias, false},
+      {Rule::kCubicAntialias, true},  {Rule::kLanczosAntialias, false},
+  };
+  const auto [rule, align_corners] =
+      kWindows[static_cast<int32_t>(mode) - static_cast<int32_t>(Mode::kCubic)];
   axis.rule = rule;
   if (align_corners) {
     axis.scale = axis.out_size > 1 ? axis.in_size - 1.0 : 0.0;
@@ -138,30 +150,8 @@ inline Axis make_axis(Mode mode, int32_t in_size, int32_t out_size, double scale
       axis.scale = out_size > 1 ? 1.0 / (out_size - 1.0) : 0.0;
       axis.inverse = in_size > 1 ? 1.0 / (in_size - 1.0) : 0.0;
       break;
-    case Mode::kArea:
-      axis.rule = Rule::kArea;
-      break;
-    case Mode::kCubic:
-      set_window(axis, Rule::kCubic, false, scale_factor);
-      break;
-    case Mode::kCubicAlignCorners:
-      set_window(axis, Rule::kCubicAlignCorners, true, 0.0);
-      break;
-    case Mode::kLinearAntialias:
-      set_window(axis, Rule::kLinearAntialias, false, scale_factor);
-      break;
-    case Mode::kLinearAntialiasAlignCorners:
-      set_window(axis, Rule::kLinearAntialias, true, 0.0);
-      break;
-    case Mode::kCubicAntialias:
-      set_window(axis, Rule::kCubicAntialias, false, scale_factor);
-      break;
-    case Mode::kCubicAntialiasAlignCorners:
-      set_window(axis, Rule::kCubicAntialias, true, 0.0);
-      break;
-    case Mode::kLanczosAntialias:
-      set_window(axis, Rule::kLanczosAntialias, false, scale_factor);
-      break;
+    default:
+      set_window(axis, mode, scale_factor);
   }
   return axis;
 }

@@ -41,13 +41,11 @@ class TapTable {
   // Prepares what along_pixels needs for sums.
   void prepare_pairs() {
     for (int32_t i = 0; i < rows_ && max_count_ <= 2; ++i) {
-      // Halves are exact, and keep infinities.
-      const bool two = count_[i] == 2;
-      const acc_t* weights = this->weights(i);
+      const auto [left, right] = pair_of(i);
       pair_index_.push_back(first_[i]);
       pair_index_.push_back(first_[i] + count_[i] - 1);
-      pair_weight_.push_back(two ? weights[0] : weights[0] / 2);
-      pair_weight_.push_back(two ? weights[1] : weights[0] / 2);
+      pair_weight_.push_back(left);
+      pair_weight_.push_back(right);
     }
   }
 
@@ -105,6 +103,14 @@ class TapTable {
   }
 
  private:
+  // The weights of a row of one or two taps, as of two: a single tap is read twice with half its
+  // weight, which is exact, and keeps infinities.
+  std::pair<acc_t, acc_t> pair_of(int32_t row) const {
+    const acc_t* weights = this->weights(row);
+    if (count_[row] == 2) return {weights[0], weights[1]};
+    return {weights[0] / 2, weights[0] / 2};
+  }
+
   int32_t window_size() const { return wide_ ? 2 * lanes_ : lanes_; }
   int32_t num_blocks() const { return static_cast<int32_t>(ceil_div(rows_, lanes_)); }
 
@@ -130,11 +136,9 @@ class TapTable {
       window_[block] = std::max(0, std::min(first_[block * lanes_], columns_ - window_size()));
       left_lane_[i] = first_[i] - window_[block];
       right_lane_[i] = left_lane_[i] + count_[i] - 1;
-      // A single tap is read twice with half its weight, which is exact, and keeps infinities.
-      const bool two = count_[i] == 2;
-      const acc_t* weights = this->weights(i);
-      left_weight_[i] = two ? weights[0] : weights[0] / 2;
-      right_weight_[i] = two ? weights[1] : weights[0] / 2;
+      const auto [left, right] = pair_of(i);
+      left_weight_[i] = left;
+      right_weight_[i] = right;
     }
   }
 
