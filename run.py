@@ -254,6 +254,7 @@ def install_basics(needed: tuple[str, ...]) -> None:
         "pytest": "pytest>=8",
         "pybind11": "pybind11>=2.12",
         "expecttest": "expecttest",  # torch.testing._internal imports it, unlisted
+        "hypothesis": "hypothesis>=6.100",
     }
     facts = probe()
 

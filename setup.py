@@ -26,7 +26,8 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "build_tools"))
 
-import toolchain  # noqa: E402 (it lies in build_tools)
+import count_kernels  # noqa: E402 (it lies in build_tools)
+import toolchain  # noqa: E402
 from plan import Plan, make_plan  # noqa: E402
 
 TORCH_TARGET = "0x020a000000000000"  # the oldest torch the binary loads into: 2.10
@@ -233,6 +234,10 @@ def make_commands(plan: Plan, base: type[setuptools_build_ext]) -> dict[str, typ
                     remove_binaries(folder)
             for folder in folders:
                 record(folder, reason)
+            for extension in self.extensions:
+                binary = Path(self.get_ext_fullpath(extension.name))
+                if binary.exists() and (counts := count_kernels.count_in(binary)):
+                    say(count_kernels.summary(counts))
 
         def _drop_outdated_cuda_objects(self) -> None:
             """A CPU torch's ninja file does not know which headers a .cu file includes."""

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import msr_cuda
+
 from .machine import ROOT
 from .workloads import DTYPES, LAYOUTS, WORKLOADS, Cell, Size, make_maps
 
@@ -37,7 +39,8 @@ def operator_cases() -> Sequence[Any]:
     folder = str(ROOT / "tests")
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    return importlib.import_module("cases").CASES
+    table = importlib.import_module("cases")
+    return [*table.CASES, *table.WINDOW_CASES, *table.EXTENDED_CASES]
 
 
 def forward_and_backward(function: Callable[[], tuple[list[Tensor], list[Tensor]]]) -> None:
@@ -51,6 +54,39 @@ def forward_and_backward(function: Callable[[], tuple[list[Tensor], list[Tensor]
     found = torch.autograd.grad(outputs, leaves, grads, allow_unused=True)
     for tensor in (*outputs, *found):
         assert tensor is None or bool(tensor.isfinite().all()), "a result is not finite"
+
+
+def pyramid(device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
+    """Levels of one map."""
+    x = torch.randn(2, 3, 21, 34, device=device, requires_grad=True)
+    sizes = [(10, 17), (42, 5), (21, 34)]
+    levels = msr_cuda.resample_pyramid(x, sizes, mode="bilinear", antialias=True, impl="kernel")
+    return levels, [x]
+
+
+def sums_in_one_call(device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
+    """More of them than one launch takes."""
+    high = torch.randn(2, 3, 8, 10, device=device, requires_grad=True)
+    low = torch.randn(2, 3, 4, 5, device=device, requires_grad=True)
+    jobs = [
+        {"inputs": [high, low], "mode": mode, "activation": activation}
+        for mode in ("nearest", "bilinear", "bicubic")
+        for activation in (None, "relu", "silu", "relu6")
+    ]
+    return msr_cuda.resample_sum_many(jobs, impl="kernel"), [high, low]
+
+
+def into_memory(device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
+    """Into channels of a larger buffer, and onto what is there; then something to differentiate."""
+    low = torch.randn(2, 3, 4, 5, device=device)
+    buffer = torch.zeros(2, 8, 8, 10, device=device)
+    for accumulate in (False, True):
+        msr_cuda.resample_sum(
+            [low], (8, 10), mode="bilinear", out=buffer[:, 2:5], accumulate=accumulate,
+            impl="kernel",
+        )  # fmt: skip
+    buffer.requires_grad_()
+    return [msr_cuda.resample(buffer, (4, 5), mode="area", impl="kernel")], [buffer]
 
 
 def has_kernel(call: Callable[[], None]) -> bool:
@@ -73,14 +109,15 @@ def calls(device: torch.device) -> dict[str, Callable[[], None]]:
 
     def of_case(case: Any, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
         maps = case.maps(dtype, device.type, requires_grad=True)
-        weights = case.make_weights(torch.float32, device.type, requires_grad=True)
-        leaves = maps if weights is None else [*maps, weights]
-        return [case.call(maps, weights, "kernel")], leaves
+        parameters = case.make_parameters(torch.float32, device.type, requires_grad=True)
+        return [case.call(maps, parameters, "kernel")], [*maps, *parameters.values()]
 
     def of_cell(cell: Cell) -> tuple[list[Tensor], list[Tensor]]:
         leaves = [x.requires_grad_() for x in make_maps(cell, device)]
         return WORKLOADS[cell.workload].fused(leaves, "kernel"), leaves
 
+    for several in (pyramid, sums_in_one_call, into_memory):
+        add(several.__name__, partial(several, device))
     for case in operator_cases():
         for name in ("float32", "float16"):
             add(f"case {case.name} {name}", partial(of_case, case, DTYPES[name]))

@@ -21,6 +21,7 @@ from .functional import (
     resample_max,
     resample_pyramid,
     resample_sum,
+    resample_sum_many,
 )
 from .swap import fuse, fused, unfuse
 
@@ -39,6 +40,7 @@ __all__ = [
     "resample_max",
     "resample_pyramid",
     "resample_sum",
+    "resample_sum_many",
     "swap",
     "unfuse",
 ]

@@ -32,7 +32,7 @@ _warned: set[str] = set()
 
 
 def reasons_for_reference(
-    name: str, impl: str, inputs: Sequence[Tensor], reasons: Sequence[str]
+    name: str, impl: str, inputs: Sequence[Tensor], reasons: Sequence[str] = ()
 ) -> list[str]:
     """Why this call runs in plain PyTorch; empty: it runs on a kernel.
 

@@ -1,9 +1,9 @@
 """The raw operators, private: what the compiled extension registers, and their fakes.
 
-``gather`` is gather-sum (many maps in, one out: forward of sum and cat), ``spread`` its adjoint
-(one map in, many out: their backward). Both are linear in the maps and know nothing of autograd.
-The ``.full`` overloads take the rarer arguments. ``csrc/ops/library.cpp`` has the schemas,
-:mod:`msr_cuda._spec` the packed integers.
+``gather`` takes many maps to one (forward of sum, concatenation and maximum), ``spread`` is its
+adjoint (one map to many: their backward). They know nothing of autograd. The ``.full`` overloads
+take the rarer arguments, ``.extended`` all of them, ``gather.out`` writes into a given map.
+``csrc/ops/library.cpp`` has the schemas, :mod:`msr_cuda._spec` the packed integers.
 """
 
 from __future__ import annotations
@@ -18,19 +18,27 @@ from . import _extension, _spec
 
 gather: Any = None
 gather_full: Any = None
+gather_extended: Any = None
+gather_out: Any = None
+gather_many: Any = None
 spread: Any = None
 spread_full: Any = None
+spread_extended: Any = None
+pixel_weight_grads: Any = None
 taps: Any = None
 
 
-def _fake_gather_full(
+def _fake_gather_extended(
     inputs: Sequence[Tensor],
     weights: Tensor | None,
+    pixel_weights: Tensor | None,
     gate: Tensor | None,
+    grad: Tensor | None,
     size: Sequence[int],
     spec: int,
     scales: Sequence[float],
-) -> tuple[Tensor, Tensor]:
+    windows: Sequence[int],
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     batch, channels = 1, 0
     for x in inputs:
         if x.shape[0] != 1:
@@ -43,29 +51,96 @@ def _fake_gather_full(
         device=inputs[0].device,
         memory_format=_spec.memory_format(channels_last, len(size) + 2),
     )
-    saves = bool(spec & _spec.SAVE_MASK)
-    mask = out.new_empty(_spec.mask_bytes(out.numel()) if saves else 0, dtype=torch.uint8)
-    return out, mask
+    saves = bool(spec & _spec.SAVE)
+    masks = 0
+    if spec & _spec.MAX:
+        masks = len(inputs)
+    elif _spec.activation_of(spec) in _spec.BIT_ACTIVATIONS:
+        masks = 1
+    mask = out.new_empty(masks * _spec.mask_bytes(out.numel()) if saves else 0, dtype=torch.uint8)
+    indices = []
+    for i, x in enumerate(inputs):
+        if saves and _spec.mode_of(spec, i) == _spec.MAX_POOL:
+            elements = _spec.window_elements(windows, i, len(size))
+            indices.append(
+                out.new_empty(
+                    x.shape[0] * x.shape[1] * out[0, 0].numel(),
+                    dtype=torch.uint8 if elements <= 256 else torch.int32,
+                )
+            )
+    return out, mask, indices
+
+
+def _fake_gather_full(
+    inputs: Sequence[Tensor],
+    weights: Tensor | None,
+    gate: Tensor | None,
+    size: Sequence[int],
+    spec: int,
+    scales: Sequence[float],
+) -> tuple[Tensor, Tensor]:
+    return _fake_gather_extended(inputs, weights, None, gate, None, size, spec, scales, ())[:2]
 
 
 def _fake_gather(inputs: Sequence[Tensor], size: Sequence[int], spec: int) -> Tensor:
     return _fake_gather_full(inputs, None, None, size, spec, ())[0]
 
 
-def _fake_spread_full(
+def _fake_gather_out(
+    inputs: Sequence[Tensor],
+    weights: Tensor | None,
+    pixel_weights: Tensor | None,
+    spec: int,
+    scales: Sequence[float],
+    windows: Sequence[int],
+    *,
+    out: Tensor,
+) -> None:
+    return None
+
+
+def _fake_gather_many(
+    inputs: Sequence[Tensor],
+    counts: Sequence[int],
+    weights: Sequence[Tensor],
+    pixel_weights: Sequence[Tensor],
+    sizes: Sequence[int],
+    specs: Sequence[int],
+    scales: Sequence[float],
+    windows: Sequence[int],
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    outputs, masks, indices = [], [], []
+    rank = len(sizes) // len(counts)
+    first = 0
+    for job, (count, spec) in enumerate(zip(counts, specs, strict=True)):
+        end = first + count
+        output, mask, own = _fake_gather_extended(
+            inputs[first:end], None, None, None, None, sizes[job * rank : (job + 1) * rank], spec,
+            (), windows[3 * first * rank : 3 * end * rank],
+        )  # fmt: skip
+        outputs.append(output)
+        masks.append(mask)
+        indices += own
+        first = end
+    return outputs, masks, indices
+
+
+def _fake_spread_extended(
     grad: Tensor,
     gate: Tensor | None,
     weights: Tensor | None,
+    pixel_weights: Tensor | None,
     inputs: Sequence[Tensor],
+    indices: Sequence[Tensor],
     shapes: Sequence[int],
     spec: int,
     requests: int,
     scales: Sequence[float],
+    windows: Sequence[int],
 ) -> tuple[list[Tensor], Tensor]:
     dim = grad.dim()
     grads = []
-    count = len(shapes) // dim
-    for i in range(count):
+    for i in range(len(shapes) // dim):
         bits = requests >> (4 * i)
         if not bits & _spec.REQUEST_WANTED:
             continue
@@ -78,20 +153,59 @@ def _fake_spread_full(
                 memory_format=_spec.memory_format(channels_last, dim),
             )
         )
-    return grads, grad.new_empty(count if inputs else 0, dtype=_spec.accumulation_dtype(spec))
+    shape = weights.shape if inputs and weights is not None else (0,)
+    return grads, grad.new_empty(shape, dtype=_spec.accumulation_dtype(spec))
+
+
+def _fake_spread_full(
+    grad: Tensor,
+    gate: Tensor | None,
+    weights: Tensor | None,
+    inputs: Sequence[Tensor],
+    shapes: Sequence[int],
+    spec: int,
+    requests: int,
+    scales: Sequence[float],
+) -> tuple[list[Tensor], Tensor]:
+    return _fake_spread_extended(
+        grad, gate, weights, None, inputs, (), shapes, spec, requests, scales, ()
+    )
 
 
 def _fake_spread(grad: Tensor, shapes: Sequence[int], spec: int, requests: int) -> list[Tensor]:
     return _fake_spread_full(grad, None, None, (), shapes, spec, requests, ())[0]
 
 
+def _fake_pixel_weight_grads(
+    grad: Tensor,
+    inputs: Sequence[Tensor],
+    weights: Tensor | None,
+    gate: Tensor | None,
+    spec: int,
+    scales: Sequence[float],
+    windows: Sequence[int],
+) -> Tensor:
+    shape = (grad.shape[0], len(inputs), 1, *grad.shape[2:])
+    return grad.new_empty(shape, dtype=_spec.accumulation_dtype(spec))
+
+
 if _extension.LOADED:
     gather = torch.ops.msr_cuda.gather.default
     gather_full = torch.ops.msr_cuda.gather.full
+    gather_extended = torch.ops.msr_cuda.gather.extended
+    gather_out = torch.ops.msr_cuda.gather.out
+    gather_many = torch.ops.msr_cuda.gather_many.default
     spread = torch.ops.msr_cuda.spread.default
     spread_full = torch.ops.msr_cuda.spread.full
+    spread_extended = torch.ops.msr_cuda.spread.extended
+    pixel_weight_grads = torch.ops.msr_cuda.pixel_weight_grads.default
     taps = torch.ops.msr_cuda.taps.default
     torch.library.register_fake("msr_cuda::gather", _fake_gather)
     torch.library.register_fake("msr_cuda::gather.full", _fake_gather_full)
+    torch.library.register_fake("msr_cuda::gather.extended", _fake_gather_extended)
+    torch.library.register_fake("msr_cuda::gather.out", _fake_gather_out)
+    torch.library.register_fake("msr_cuda::gather_many", _fake_gather_many)
     torch.library.register_fake("msr_cuda::spread", _fake_spread)
     torch.library.register_fake("msr_cuda::spread.full", _fake_spread_full)
+    torch.library.register_fake("msr_cuda::spread.extended", _fake_spread_extended)
+    torch.library.register_fake("msr_cuda::pixel_weight_grads", _fake_pixel_weight_grads)

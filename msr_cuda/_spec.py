@@ -7,17 +7,19 @@ arguments:
 ====== ================================================================
 bits   meaning
 ====== ================================================================
-0-31   mode of input ``i`` at bits ``4 i`` to ``4 i + 3``; 15: a pooling source
-32-35  activation
-36     concatenate (else: sum)
-37     the result is channels_last
-38-39  dtype of the result, an index into :data:`DTYPES`
-40     save the activation's bitmask
-41     accumulate in float64
+0-35   mode of branch ``i`` at bits ``4 i`` to ``4 i + 3``
+36-39  activation
+40     concatenate (else: sum)
+41     the result is channels_last
+42-43  dtype of the result, an index into :data:`DTYPES`
+44     save what the derivative needs: bitmasks, indices of max-poolings
+45     accumulate in float64
+46     take the maximum (else: sum)
+47     resample by the transposed operators
+48     add to what the result's memory holds
+49     a gate's bit of 0 multiplies with the slope of leaky_relu (else: with 0)
+50-51  of many jobs: this one has weights, has pixel weights
 ====== ================================================================
-
-CPU kernels exist for all modes, CUDA kernels for those up to :data:`LAST_CUDA_MODE`, both for the
-activations of :data:`KERNEL_ACTIVATIONS`; they refuse all other numbers.
 """
 
 from __future__ import annotations
@@ -32,11 +34,15 @@ from torch import Tensor
 from ._pool import Pool
 
 MAX_INPUTS = 8
+#: The kernels' own limit: a bias is one map more.
+MAX_BRANCHES = 9
 
 LINEAR_NAMES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 #: The number of an activation is its place here.
 ACTIVATIONS = (None, "relu", "relu6", "leaky_relu", "silu", "gelu", "hardswish", "sigmoid")
-KERNEL_ACTIVATIONS = (None, "relu")
+LEAKY_SLOPE = 0.01  # torch.nn.LeakyReLU's
+#: Those whose derivative takes one bit per element. The others' is computed again.
+BIT_ACTIVATIONS = ("relu", "relu6", "leaky_relu")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -57,8 +63,14 @@ class Mode(IntEnum):
     LANCZOS_ANTIALIAS = 11
 
 
-#: CUDA kernels know the modes up to this one: nothing with more than two taps.
-LAST_CUDA_MODE = Mode.LINEAR_ALIGN_CORNERS
+#: Modes after this one have windows: more than two taps per axis.
+LAST_TWO_TAP_MODE = Mode.LINEAR_ALIGN_CORNERS
+#: Windows of a call without poolings: programs compiled ahead of time cannot pass empty lists.
+NO_WINDOWS = (0,)
+#: The numbers of pooling sources, which go on from those of the modes.
+AVERAGE_POOL = 12  # windows are divided by their full size,
+AVERAGE_POOL_INSIDE = 13  # or by the number of elements inside the map
+MAX_POOL = 14
 #: Modes whose coordinates do not follow a scale factor, but the sizes alone.
 SIZE_MODES = frozenset(
     {
@@ -104,15 +116,15 @@ def mode_names(rank: int) -> tuple[str, ...]:
 
 
 class Call(NamedTuple):
-    """A validated call of a gather-sum: what the reference takes, and what kernels are told."""
+    """A validated call of a gather: what the reference takes, and what kernels are told."""
 
     inputs: Sequence[Tensor]
     size: tuple[int, ...]
     modes: list[Source]  # per input
     scale_factors: list[tuple[float, ...] | None]  # per input; None: from the sizes
     flat_scales: list[float]  # for the kernels: empty, or per input and axis, 0 where None
+    windows: list[int]  # likewise of poolings: kernel size, stride and padding before each axis
     spec: int
-    reasons: list[str]  # why there is no kernel for these modes and this activation
 
     @property
     def batch(self) -> int:
@@ -122,40 +134,55 @@ class Call(NamedTuple):
     @property
     def activation(self) -> str | None:
         """The name of the activation."""
-        return ACTIVATIONS[self.spec >> ACTIVATION_SHIFT & 15]
+        return activation_of(self.spec)
 
 
-ACTIVATION_SHIFT = 32
-CAT = 1 << 36
-CHANNELS_LAST = 1 << 37
-DTYPE_SHIFT = 38
-SAVE_MASK = 1 << 40
-ACCUMULATE_DOUBLE = 1 << 41
+ACTIVATION_SHIFT = 36
+CAT = 1 << 40
+CHANNELS_LAST = 1 << 41
+DTYPE_SHIFT = 42
+SAVE = 1 << 44
+ACCUMULATE_DOUBLE = 1 << 45
+MAX = 1 << 46
+TRANSPOSED = 1 << 47
+ADD_TO_RESULT = 1 << 48
+LEAKY_GATE = 1 << 49
+HAS_WEIGHTS = 1 << 50
+HAS_PIXEL_WEIGHTS = 1 << 51
 
 # A branch of a spread: four bits each.
 REQUEST_WANTED = 1
 REQUEST_CHANNELS_LAST = 2
 REQUEST_DTYPE_SHIFT = 2
 
-#: Stands for the mode of a pooling source.
-POOL_BITS = 15
+
+def mode_number(mode: Source) -> int:
+    """The number that kernels know a source by."""
+    if not isinstance(mode, Pool):
+        return mode
+    if mode.kind == "max":
+        return MAX_POOL
+    return AVERAGE_POOL if mode.count_include_pad else AVERAGE_POOL_INSIDE
 
 
 def pack(
     modes: Sequence[Source],
     *,
     cat: bool,
+    maximum: bool = False,
     activation: str | None,
     channels_last: bool,
     dtype: torch.dtype,
     accumulate_double: bool,
 ) -> int:
-    """The integer described in the module's docstring, without ``SAVE_MASK``."""
+    """The integer described in the module's docstring; bits that are no argument are not set."""
     spec = ACTIVATIONS.index(activation) << ACTIVATION_SHIFT | DTYPES.index(dtype) << DTYPE_SHIFT
     for i, mode in enumerate(modes):
-        spec |= (POOL_BITS if isinstance(mode, Pool) else mode) << (4 * i)
+        spec |= mode_number(mode) << (4 * i)
     if cat:
         spec |= CAT
+    if maximum:
+        spec |= MAX
     if channels_last:
         spec |= CHANNELS_LAST
     if accumulate_double:
@@ -164,9 +191,34 @@ def pack(
 
 
 def replace_result(spec: int, dtype: torch.dtype) -> int:
-    """The same linear map with another result dtype, and without activation or mask."""
-    keep = spec & ~(15 << ACTIVATION_SHIFT | 3 << DTYPE_SHIFT | SAVE_MASK)
-    return keep | DTYPES.index(dtype) << DTYPE_SHIFT
+    """The same linear map with another result dtype, without activation, behind its gate."""
+    # The gates of a maximum say which map it is.
+    leaky = LEAKY_GATE if activation_of(spec) == "leaky_relu" and not spec & MAX else 0
+    keep = spec & ~(15 << ACTIVATION_SHIFT | 3 << DTYPE_SHIFT | SAVE)
+    return keep | DTYPES.index(dtype) << DTYPE_SHIFT | leaky
+
+
+def mode_of(spec: int, branch: int) -> int:
+    """The number of a branch's mode."""
+    return spec >> (4 * branch) & 15
+
+
+def window_elements(windows: Sequence[int], branch: int, rank: int) -> int:
+    """The number of elements in a window of a pooled branch; ``windows`` as :class:`Call` has."""
+    elements = 1
+    for axis in range(rank):
+        elements *= windows[3 * (branch * rank + axis)]
+    return elements
+
+
+def with_dtype(spec: int, dtype: torch.dtype) -> int:
+    """The same call with another dtype of the result."""
+    return spec & ~(3 << DTYPE_SHIFT) | DTYPES.index(dtype) << DTYPE_SHIFT
+
+
+def activation_of(spec: int) -> str | None:
+    """The name of the activation."""
+    return ACTIVATIONS[spec >> ACTIVATION_SHIFT & 15]
 
 
 def has_activation(spec: int) -> bool:
@@ -210,6 +262,12 @@ def is_channels_last(tensor: Tensor) -> bool | None:
         return False if contiguous else None
     channels_last = tensor.is_contiguous(memory_format=memory_format(True, dim))
     return None if contiguous == channels_last else channels_last
+
+
+def has_channels_innermost(tensor: Tensor) -> bool:
+    """Whether memory of any strides is walked pixel by pixel."""
+    layout = is_channels_last(tensor)
+    return tensor.dim() > 3 and tensor.stride(1) == 1 if layout is None else layout
 
 
 def result_is_channels_last(inputs: Sequence[Tensor]) -> bool:

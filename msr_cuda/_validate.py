@@ -6,7 +6,7 @@ Every message names the function, the argument, what was expected and what came.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,9 +39,11 @@ def prepare(
     dtype: torch.dtype | None,
     *,
     cat: bool = False,
+    maximum: bool = False,
     pooling: bool = True,
     keep_scales: bool = True,
     argument: str = "",
+    out: Tensor | None = None,
 ) -> _spec.Call:
     """A validated call of a gather-sum.
 
@@ -50,19 +52,21 @@ def prepare(
         inputs, size, mode, align_corners, antialias, scale_factors, activation, dtype: as
             :func:`msr_cuda.resample_sum`.
         cat: the results are concatenated, not added.
+        maximum: the largest of the results is taken.
         pooling: a :class:`Pool` is a mode of this function.
         keep_scales: coordinates follow from the scale factors, where they are given.
         argument: name of a single input, for messages.
+        out: where the result goes; it decides dtype and layout.
     """
     rank = _check_maps(name, inputs, argument)
     count = len(inputs)
     modes = _resolve_modes(name, mode, align_corners, antialias, rank, count, pooling)
     scales = _resolve_scales(name, scale_factors, rank, count)
     target = _resolve_size(name, inputs, size, scales, rank)
-    reasons: list[str] = []
+    windows: list[int] = []
     for m in modes:
-        if isinstance(m, Pool) or m > _spec.LAST_CUDA_MODE:
-            reasons = _check_rare_modes(name, inputs, modes, scales, target)
+        if isinstance(m, Pool):
+            windows = _check_pools(name, inputs, modes, scales, target)
             break
     flat_scales: list[float] = []
     if scale_factors is not None:
@@ -73,27 +77,95 @@ def prepare(
         if any(s is not None for s in scales):
             for scale in scales:
                 flat_scales.extend((0.0,) * rank if scale is None else scale)
-    if activation not in _spec.KERNEL_ACTIVATIONS:
-        if activation not in _spec.ACTIVATIONS:
-            raise ValueError(
-                f"{name}: expected activation to be one of {_spec.ACTIVATIONS}, got {activation!r}"
-            )
-        reasons.append(f"there is no kernel for activation={activation!r}")
+    if activation not in _spec.ACTIVATIONS:
+        raise ValueError(
+            f"{name}: expected activation to be one of {_spec.ACTIVATIONS}, got {activation!r}"
+        )
     promoted = inputs[0].dtype
     for x in inputs:
         if x.dtype != promoted:
             promoted = torch.promote_types(promoted, x.dtype)
     if dtype is not None and dtype not in _spec.DTYPES:
         raise TypeError(f"{name}: expected dtype to be one of {_dtype_names()}, got {dtype}")
+    if out is None:
+        channels_last = not in_functorch() and _spec.result_is_channels_last(inputs)
+    else:
+        _check_out(name, out, inputs, target, dtype, cat)
+        dtype, channels_last = out.dtype, _spec.has_channels_innermost(out)
     spec = _spec.pack(
         modes,
         cat=cat,
+        maximum=maximum,
         activation=activation,
-        channels_last=not in_functorch() and _spec.result_is_channels_last(inputs),
+        channels_last=channels_last,
         dtype=dtype or promoted,
         accumulate_double=promoted == torch.float64 or dtype == torch.float64,
     )
-    return _spec.Call(inputs, target, modes, scales, flat_scales, spec, reasons)
+    return _spec.Call(inputs, target, modes, scales, flat_scales, windows, spec)
+
+
+def _check_out(
+    name: str,
+    out: Any,
+    inputs: Sequence[Tensor],
+    size: tuple[int, ...],
+    dtype: torch.dtype | None,
+    cat: bool,
+) -> None:
+    """Checks memory that a result is written to."""
+    _check_parameter(name, "out", out, inputs[0].device, "inputs[0]")
+    batch = next((x.shape[0] for x in inputs if x.shape[0] != 1), 1)
+    channels = sum(x.shape[1] for x in inputs) if cat else inputs[0].shape[1]
+    if tuple(out.shape) != (batch, channels, *size):
+        raise ValueError(
+            f"{name}: expected out to be {(batch, channels, *size)}, got {tuple(out.shape)}"
+        )
+    if dtype is not None and dtype != out.dtype:
+        raise ValueError(f"{name}: expected dtype {out.dtype} like out, got {dtype}")
+    if torch.compiler.is_compiling():
+        return  # there is no memory yet
+    if any(stride == 0 and n > 1 for stride, n in zip(out.stride(), out.shape, strict=True)):
+        raise ValueError(f"{name}: expected out with memory for each element, got an expanded map")
+    for i, x in enumerate(inputs):
+        if _may_overlap(out, x):
+            raise ValueError(f"{name}: expected out to share no memory with inputs[{i}]")
+
+
+def _may_overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two maps may share memory. Channels of one buffer are known to be apart."""
+    if a.device.type == "meta" or a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr():
+        return False
+    if a.numel() == 0 or b.numel() == 0:
+        return False
+
+    def bounds(t: Tensor) -> tuple[int, int]:
+        last = sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
+        begin = int(t.storage_offset()) * t.element_size()
+        return begin, begin + int(last + 1) * t.element_size()
+
+    (a_begin, a_end), (b_begin, b_end) = bounds(a), bounds(b)
+    if a_end <= b_begin or b_end <= a_begin:
+        return False
+    if a.dtype != b.dtype or a.stride() != b.stride() or a.shape[2:] != b.shape[2:]:
+        return True
+    first, second = (a, b) if a_begin <= b_begin else (b, a)
+    apart = second.storage_offset() - first.storage_offset()
+    channels, step = apart // a.stride(1), a.stride(1)
+    # The next larger stride is where the following channels would begin again.
+    larger = [s for s, n in zip(a.stride(), a.shape, strict=True) if s > step and n > 1]
+    room = min(larger, default=(channels + second.shape[1]) * step)
+    return (
+        apart % step != 0 or channels < first.shape[1] or (channels + second.shape[1]) * step > room
+    )
+
+
+def check_no_grad(name: str, tensors: Sequence[Tensor | None]) -> None:
+    """Checks that no gradient is wanted of a result that is written to given memory."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        raise RuntimeError(
+            f"{name}: expected no tensor that requires grad with out=, which has no derivative; "
+            "use torch.no_grad()"
+        )
 
 
 def in_functorch() -> bool:
@@ -242,21 +314,19 @@ def _wrong_mode(
     )
 
 
-def _check_rare_modes(
+def _check_pools(
     name: str,
     inputs: Sequence[Tensor],
     modes: Sequence[_spec.Source],
     scales: Sequence[tuple[float, ...] | None],
     target: tuple[int, ...],
-) -> list[str]:
-    """Checks what only poolings need, and returns why there is no kernel for these modes."""
-    reasons = []
+) -> list[int]:
+    """Checks what only poolings need, and returns all windows as kernels take them."""
+    windows: list[int] = []
     for i, (x, mode) in enumerate(zip(inputs, modes, strict=True)):
         if not isinstance(mode, Pool):
-            if mode > _spec.LAST_CUDA_MODE and x.is_cuda:
-                reasons.append(f"there is no CUDA kernel for mode {mode.name.lower()}")
+            windows += [1, 1, 0] * len(target)
             continue
-        reasons.append("there is no kernel for a Pool")
         if scales[i] is not None:
             raise ValueError(
                 f"{name}: expected scale_factors[{i}]=None with a Pool, got {scales[i]}"
@@ -267,7 +337,9 @@ def _check_rare_modes(
                 f"{name}: expected inputs[{i}] to have the result's size {tuple(target)} after "
                 f"{mode}, got {pooled} from {tuple(x.shape[2:])}"
             )
-    return list(dict.fromkeys(reasons))
+        for axis, size in enumerate(x.shape[2:]):
+            windows += mode.window(axis, size)[:3]
+    return windows
 
 
 def _one_per_input(name: str, argument: str, value: Any, count: int) -> Sequence[Any]:
@@ -336,7 +408,7 @@ def _resolve_size(
         if scale is None:
             continue
         scaled = tuple(
-            math.floor(n * factor) for n, factor in zip(inputs[i].shape[2:], scale, strict=True)
+            torch.sym_int(n * factor) for n, factor in zip(inputs[i].shape[2:], scale, strict=True)
         )
         if target is None:
             target, source = scaled, f"scale_factors[{i}]"
@@ -468,6 +540,25 @@ def levels(
         return [(size, None) for size in sizes]
     assert scale_factors is not None
     return [(None, factor) for factor in scale_factors]
+
+
+_OF_ONE_JOB = ("out", "accumulate", "impl")
+
+
+def check_jobs(name: str, jobs: Any) -> None:
+    """Checks a list of jobs, but for their arguments."""
+    if isinstance(jobs, (str, Mapping)) or not isinstance(jobs, Sequence):
+        raise TypeError(f"{name}: expected jobs to be a list of dicts, got {type(jobs).__name__}")
+    if not jobs:
+        raise ValueError(f"{name}: expected at least one job, got none")
+    for i, job in enumerate(jobs):
+        if not isinstance(job, Mapping):
+            raise TypeError(f"{name}: expected jobs[{i}] to be a dict, got {type(job).__name__}")
+        if "inputs" not in job:
+            raise ValueError(f"{name}: expected jobs[{i}] to have inputs, got {sorted(job)}")
+        for argument in _OF_ONE_JOB:
+            if argument in job:
+                raise ValueError(f"{name}: expected jobs[{i}] without {argument}")
 
 
 def check_reduction(name: str, reduction: str) -> None:

@@ -6,8 +6,8 @@ Every function takes ``impl``: ``"auto"`` runs the compiled kernel unless there 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ __all__ = [
     "resample_max",
     "resample_pyramid",
     "resample_sum",
+    "resample_sum_many",
     "unsupported_reasons",
 ]
 
@@ -44,6 +45,7 @@ def resample(
     recompute_scale_factor: bool | None = None,
     antialias: bool = False,
     *,
+    out: Tensor | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
     r"""Resamples a map as :func:`torch.nn.functional.interpolate`, with a gather backward.
@@ -56,14 +58,14 @@ def resample(
             ``size`` and ``scale_factor`` must be given.
         mode: ``"nearest"``, ``"nearest-exact"``, ``"linear"`` (also by its names by rank,
             ``"bilinear"`` and ``"trilinear"``), ``"bicubic"`` (or ``"cubic"``, at any rank),
-            ``"area"``, ``"lanczos"`` (antialiased only). The CPU has kernels for all of them,
-            CUDA for nearest and for linear without antialiasing; there the others run in plain
-            PyTorch.
+            ``"area"``, ``"lanczos"`` (antialiased only).
         align_corners: for linear and cubic: corner elements keep their values. Must be None for
             nearest and area.
         recompute_scale_factor: take coordinates from the sizes although ``scale_factor`` is given.
         antialias: for linear and cubic: widen the filter by the scale where the map gets smaller,
             at any rank (PyTorch: 2-D only).
+        out (Tensor[N, C, *size]): memory for the result, of any strides: it decides dtype and
+            layout, and is returned. Not differentiable.
         impl: ``"auto"``, ``"kernel"`` or ``"reference"``.
 
     Returns:
@@ -91,9 +93,9 @@ def resample(
         raise ValueError(f"{name}: recompute_scale_factor=True needs scale_factor, got size")
     call = _validate.prepare(
         name, [input], size, mode, align_corners, antialias, [scale_factor], None, None,
-        pooling=False, keep_scales=not recompute_scale_factor, argument="input",
+        pooling=False, keep_scales=not recompute_scale_factor, argument="input", out=out,
     )  # fmt: skip
-    return _run(name, call, impl, call.reasons, reference.resample_sum)
+    return _run(name, call, impl, reference.resample_sum, out=out)
 
 
 def resample_sum(
@@ -112,6 +114,8 @@ def resample_sum(
     scale_factors: float | Sequence[ScaleFactor | None] | None = None,
     activation: str | None = None,
     dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
+    accumulate: bool = False,
     impl: Impl = "auto",
 ) -> Tensor:
     r"""Resamples maps to one size and sums them: one pass, one write.
@@ -144,14 +148,14 @@ def resample_sum(
         activation: None, ``"relu"``, ``"relu6"``, ``"leaky_relu"`` (slope 0.01), ``"silu"``,
             ``"gelu"`` (exact), ``"hardswish"`` or ``"sigmoid"``, applied last.
         dtype: of the result. Default: the promoted dtype of the maps, also under autocast.
+        out (Tensor[N, C, *size]): memory for the result, of any strides (a slice of a larger
+            buffer): it decides dtype and layout, and is returned. It must not overlap an input.
+            Not differentiable.
+        accumulate: add to what ``out`` holds, before the activation.
         impl: ``"auto"``, ``"kernel"`` or ``"reference"``.
 
     ``weights``, ``scale`` and ``bias`` may have any float dtype of their own, are read as float32
     (float64 if a map or the result is float64), do not take part in promotion and get gradients.
-
-    There are kernels for all modes (on CUDA: nearest, and linear without antialiasing), weights
-    ``[S]`` in every normalisation, ``out_scale`` and ``"relu"``; a call with anything else runs in
-    plain PyTorch as a whole.
 
     Returns:
         Tensor[N, C, *size]: contiguous or channels_last as the first input whose strides tell.
@@ -160,49 +164,73 @@ def resample_sum(
     Raises:
         ValueError, TypeError, RuntimeError: as :func:`resample`; the message names the argument.
 
-    Gradients of any order, deterministic. Memory that a kernel keeps for backward: one bit per
-    element for ReLU, the inputs if ``weights`` needs a gradient, else nothing. A map that passed
-    through with weight 1 and no activation gets the incoming gradient itself.
+    Gradients of any order, deterministic. What a kernel keeps for backward: one bit per element for
+    ``"relu"``, ``"relu6"`` and ``"leaky_relu"``; the inputs if ``weights`` or ``scale`` need a
+    gradient, or for the other activations, whose derivative is computed again; the place of the
+    largest element in each window of a max-pooling; else nothing. A map that passed through with
+    weight 1 and no activation gets the incoming gradient itself.
     """
     name = "resample_sum"
-    call = _validate.prepare(
-        name, inputs, size, mode, align_corners, antialias, scale_factors, activation, dtype
-    )
-    _validate.check_channels(name, inputs)
-    if weights is not None:
-        _validate.check_weights(name, weights, call)
-    if scale is None and bias is None and normalize is None and out_scale == 1.0 and (
-        weights is None or weights.dim() == 1
-    ):  # fmt: skip
-        return _run(name, call, impl, call.reasons, reference.resample_sum, weights)
-
-    _validate.check_normalize(name, normalize, eps, weights)
-    _validate.check_out_scale(name, out_scale)
-    reasons = call.reasons
-    if weights is not None:
-        if normalize is not None:
-            accumulate = _spec.accumulation_dtype(call.spec)
-            weights = reference.normalized_weights(weights, normalize, eps, accumulate)
-        if weights.dim() != 1:
-            reasons.append(f"there is no kernel for weights of {weights.dim()} dimensions")
-    for argument, value in (("scale", scale), ("bias", bias)):
-        if value is not None:
-            _validate.check_per_channel(name, argument, value, inputs[0])
-            reasons.append(f"there is no kernel for {argument}")
-    if not reasons:
-        weights = _times_out_scale(weights, out_scale, call)
-        out_scale = 1.0
-    return _run(name, call, impl, reasons, reference.resample_sum, weights, scale, bias, out_scale)
+    if accumulate and out is None:
+        raise ValueError(f"{name}: expected out with accumulate=True, got None")
+    call, factors = _prepare_job(
+        name, inputs, size, weights=weights, normalize=normalize, eps=eps, scale=scale, bias=bias,
+        out_scale=out_scale, mode=mode, align_corners=align_corners, antialias=antialias,
+        scale_factors=scale_factors, activation=activation, dtype=dtype, out=out,
+    )  # fmt: skip
+    return _run(name, call, impl, reference.resample_sum, factors, out, accumulate)
 
 
-def _times_out_scale(weights: Tensor | None, out_scale: float, call: _spec.Call) -> Tensor | None:
-    """The factor of the whole sum as one of every input, which the kernels know."""
-    if out_scale == 1.0:
-        return weights
+class _Factors(NamedTuple):
+    """The factors and the bias of a sum, the weights normalised; what the reference takes."""
+
+    weights: Tensor | None = None
+    scale: Tensor | None = None
+    bias: Tensor | None = None
+    out_scale: float = 1
+
+    def are_simple(self) -> bool:
+        """Whether there are none but weights [S]."""
+        return (
+            self.scale is None
+            and self.bias is None
+            and self.out_scale == 1.0
+            and (self.weights is None or self.weights.dim() == 1)
+        )
+
+
+_NO_FACTORS = _Factors()
+
+
+def _gather(call: _spec.Call, factors: _Factors) -> autograd.Gather:
+    """The call as kernels know it.
+
+    ``scale`` and ``out_scale`` are factors of every map, ``bias`` is one more map, of one pixel.
+    """
+    weights, scale, bias, out_scale = factors
     accumulate = _spec.accumulation_dtype(call.spec)
+    count, rank = len(call.inputs), len(call.size)
+    pixel_weights: Tensor | None = None
+    if weights is not None and weights.dim() > 3:
+        pixel_weights, weights = weights, None
     if weights is not None:
-        return weights.to(accumulate) * out_scale
-    return call.inputs[0].new_full((len(call.inputs),), out_scale, dtype=accumulate)
+        if weights.dim() == 2 or (weights.dim() == 1 and (scale is not None or bias is not None)):
+            weights = weights.view(1, count, -1)
+    elif scale is not None or out_scale != 1.0:
+        alone = scale is None and bias is None and pixel_weights is None
+        shape = (count,) if alone else (1, count, 1)
+        weights = call.inputs[0].new_ones(shape, dtype=accumulate)
+    if weights is not None:
+        if scale is not None:
+            weights = weights.to(accumulate) * scale.to(accumulate)
+        if out_scale != 1.0:
+            weights = weights.to(accumulate) * out_scale
+    inputs, scales, windows = call.inputs, call.flat_scales, call.windows
+    if bias is not None:
+        inputs = [*inputs, bias.to(accumulate).view(1, -1, *[1] * rank)]
+        scales = [*scales, *[0.0] * rank] if scales else scales
+        windows = [*windows, *[1, 1, 0] * rank] if windows else windows
+    return autograd.Gather(inputs, weights, pixel_weights, call.size, call.spec, scales, windows)
 
 
 def resample_cat(
@@ -215,6 +243,7 @@ def resample_cat(
     scale_factors: float | Sequence[ScaleFactor | None] | None = None,
     activation: str | None = None,
     dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
     r"""Resamples maps to one size, each straight into its channels of one result.
@@ -225,7 +254,7 @@ def resample_cat(
     Args:
         inputs (list of Tensor[N, C_i, *spatial_i]): 1 to 8 maps; any number of channels each,
             also 0.
-        size, mode, align_corners, antialias, scale_factors, activation, dtype, impl: as
+        size, mode, align_corners, antialias, scale_factors, activation, dtype, out, impl: as
             :func:`resample_sum`.
 
     Returns:
@@ -240,9 +269,9 @@ def resample_cat(
     name = "resample_cat"
     call = _validate.prepare(
         name, inputs, size, mode, align_corners, antialias, scale_factors, activation, dtype,
-        cat=True,
+        cat=True, out=out,
     )  # fmt: skip
-    return _run(name, call, impl, call.reasons, reference.resample_cat)
+    return _run(name, call, impl, reference.resample_cat, out=out)
 
 
 def resample_max(
@@ -255,18 +284,18 @@ def resample_max(
     scale_factors: float | Sequence[ScaleFactor | None] | None = None,
     activation: str | None = None,
     dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
     r"""Resamples maps to one size and takes the largest value of each element.
 
     .. math:: y = \mathrm{act}\bigl(\max_i R_i(x_i)\bigr)
 
-    What locally scale-invariant CNNs do over scales (Kanazawa et al., 2014). No kernel yet: the
-    resampled maps are written out, in plain PyTorch.
+    What locally scale-invariant CNNs do over scales (Kanazawa et al., 2014).
 
     Args:
         inputs (list of Tensor[N, C, *spatial_i]): 1 to 8 maps.
-        size, mode, align_corners, antialias, scale_factors, activation, dtype, impl: as
+        size, mode, align_corners, antialias, scale_factors, activation, dtype, out, impl: as
             :func:`resample_sum`.
 
     Returns:
@@ -275,15 +304,16 @@ def resample_max(
     Raises:
         ValueError, TypeError, RuntimeError: as :func:`resample_sum`.
 
-    Gradients go to the input with the largest value, of equal ones to the first.
+    Gradients go to the input with the largest value, of equal ones to the first. A kernel keeps one
+    bit per input and element for them.
     """
     name = "resample_max"
     call = _validate.prepare(
-        name, inputs, size, mode, align_corners, antialias, scale_factors, activation, dtype
-    )
+        name, inputs, size, mode, align_corners, antialias, scale_factors, activation, dtype,
+        maximum=True, out=out,
+    )  # fmt: skip
     _validate.check_channels(name, inputs)
-    reasons = [*call.reasons, "there is no kernel for the maximum"]
-    return _run(name, call, impl, reasons, reference.resample_max)
+    return _run(name, call, impl, reference.resample_max, out=out)
 
 
 def resample_pyramid(
@@ -296,9 +326,10 @@ def resample_pyramid(
     antialias: bool = False,
     impl: Impl = "auto",
 ) -> list[Tensor]:
-    r"""Resamples one map to several sizes.
+    r"""Resamples one map to several sizes, in one call that reads it once.
 
-    So far each level reads the input by itself.
+    Levels are computed side by side, so that all of them find the rows of the map in the cache; the
+    backward writes the map's gradient in one pass over the levels'.
 
     Args:
         input (Tensor[N, C, *spatial]): as :func:`resample`.
@@ -312,16 +343,128 @@ def resample_pyramid(
 
     Raises:
         ValueError, TypeError, RuntimeError: as :func:`resample`.
+
+    Gradients of any order, deterministic.
     """
     name = "resample_pyramid"
-    results = []
-    for size, factor in _validate.levels(name, sizes, scale_factors):
-        call = _validate.prepare(
-            name, [input], size, mode, align_corners, antialias, [factor], None, None,
-            pooling=False, argument="input",
-        )  # fmt: skip
-        results.append(_run(name, call, impl, call.reasons, reference.resample_sum))
+    calls = [
+        _validate.prepare(
+            name,
+            [input],
+            size,
+            mode,
+            align_corners,
+            antialias,
+            [factor],
+            None,
+            None,
+            pooling=False,
+            argument="input",
+        )
+        for size, factor in _validate.levels(name, sizes, scale_factors)
+    ]
+    reasons = _dispatch.reasons_for_reference(name, impl, [input])
+    if reasons:
+        results = [reference.resample_sum(call) for call in calls]
+    else:
+        levels = [autograd.Level(call.size, call.spec, call.flat_scales) for call in calls]
+        results = autograd.resample_levels(input, levels)
+    for call, result in zip(calls, results, strict=True):
+        _tell(name, call, result, False, reasons)
     return results
+
+
+def resample_sum_many(jobs: Sequence[Mapping[str, Any]], *, impl: Impl = "auto") -> list[Tensor]:
+    r"""Independent :func:`resample_sum` calls in one.
+
+    For many small fusions at once: all outputs of an exchange unit (HRNet), all levels of a neck.
+    Each alone may be too small for all threads, or for the cost of its launch.
+
+    Args:
+        jobs: keyword arguments of :func:`resample_sum` for each, ``inputs`` among them, but not
+            ``out``, ``accumulate`` and ``impl``. All maps of one device and one number of spatial
+            axes; the same map may take part in several jobs.
+        impl: as :func:`resample_sum`.
+
+    Returns:
+        list of Tensor: one per job, as :func:`resample_sum` gives it.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as :func:`resample_sum`; the message names the job.
+
+    Gradients of any order, deterministic. The backward is one call per job.
+
+    Example::
+
+        >>> high, low = torch.rand(1, 8, 20, 30), torch.rand(1, 8, 10, 15)
+        >>> up, down = msr_cuda.resample_sum_many([
+        ...     {"inputs": [high, low], "mode": "bilinear", "activation": "relu"},
+        ...     {"inputs": [low, high], "mode": "area", "activation": "relu"},
+        ... ])
+        >>> up.shape, down.shape
+        (torch.Size([1, 8, 20, 30]), torch.Size([1, 8, 10, 15]))
+    """
+    name = "resample_sum_many"
+    _validate.check_jobs(name, jobs)
+    prepared = []
+    for i, job in enumerate(jobs):
+        prepared.append(_prepare_job(f"{name}: jobs[{i}]", **job))
+    first = prepared[0][0].inputs[0]
+    for i, (call, _) in enumerate(prepared):
+        x = call.inputs[0]
+        if x.device != first.device or x.dim() != first.dim():
+            raise ValueError(
+                f"{name}: expected the maps of jobs[{i}] on {first.device} with {first.dim()} "
+                f"dimensions like those of jobs[0], got {x.device} and {x.dim()}"
+            )
+    reasons = _dispatch.reasons_for_reference(name, impl, [first])
+    if reasons:
+        results = [reference.resample_sum(call, *factors) for call, factors in prepared]
+    else:
+        results = autograd.many([_gather(call, factors) for call, factors in prepared])
+    for (call, factors), result in zip(prepared, results, strict=True):
+        _tell(name, call, result, factors.weights is not None, reasons)
+    return results
+
+
+def _prepare_job(
+    name: str,
+    inputs: Sequence[Tensor],
+    size: Size = None,
+    *,
+    weights: Tensor | None = None,
+    normalize: str | None = None,
+    eps: float = 1e-4,
+    scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    out_scale: float = 1,
+    mode: ModeName | Sequence[ModeName] = "nearest",
+    align_corners: bool | Sequence[bool | None] | None = None,
+    antialias: bool | Sequence[bool] = False,
+    scale_factors: float | Sequence[ScaleFactor | None] | None = None,
+    activation: str | None = None,
+    dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
+) -> tuple[_spec.Call, _Factors]:
+    """A sum's arguments, checked."""
+    call = _validate.prepare(
+        name, inputs, size, mode, align_corners, antialias, scale_factors, activation, dtype,
+        out=out,
+    )  # fmt: skip
+    _validate.check_channels(name, inputs)
+    if weights is not None:
+        _validate.check_weights(name, weights, call)
+    if scale is None and bias is None and normalize is None and out_scale == 1.0:
+        return call, _Factors(weights)
+    _validate.check_normalize(name, normalize, eps, weights)
+    _validate.check_out_scale(name, out_scale)
+    if weights is not None and normalize is not None:
+        accumulate = _spec.accumulation_dtype(call.spec)
+        weights = reference.normalized_weights(weights, normalize, eps, accumulate)
+    for argument, value in (("scale", scale), ("bias", bias)):
+        if value is not None:
+            _validate.check_per_channel(name, argument, value, call.inputs[0])
+    return call, _Factors(weights, scale, bias, out_scale)
 
 
 def resample_cross_entropy(
@@ -471,9 +614,9 @@ def _resampled_logits(
         name, [logits], size, mode, align_corners, False, None, None, accumulate,
         pooling=False, argument="logits",
     )  # fmt: skip
-    reasons = [*call.reasons, "there is no kernel that spares the upsampled logits"]
+    reasons = ["there is no kernel that spares the upsampled logits"]
     _dispatch.reasons_for_reference(name, impl, call.inputs, reasons)
-    if impl == "reference" or call.reasons or unsupported_reasons(call.inputs):
+    if impl == "reference" or unsupported_reasons(call.inputs):
         return reference.resample_sum(call)
     return autograd.gather(call.inputs, None, call.size, call.spec, call.flat_scales)
 
@@ -507,26 +650,43 @@ def _run(
     name: str,
     call: _spec.Call,
     impl: Impl,
-    reasons: Sequence[str],
     plain: Callable[..., Tensor],
-    weights: Tensor | None = None,
-    *options: object,
+    factors: _Factors = _NO_FACTORS,
+    out: Tensor | None = None,
+    accumulate: bool = False,
 ) -> Tensor:
-    """Runs a call on a kernel, or by the reference ``plain``, and tells the observers.
-
-    ``options`` are for the reference: with any that says something there are reasons.
-    """
-    found = _dispatch.reasons_for_reference(name, impl, call.inputs, reasons)
-    if not found:
-        output = autograd.gather(call.inputs, weights, call.size, call.spec, call.flat_scales)
-    elif weights is None and not options:
-        output = plain(call)
+    """Runs a call on a kernel, or by the reference ``plain``, and tells the observers."""
+    reasons = _dispatch.reasons_for_reference(name, impl, call.inputs)
+    if out is not None:
+        _validate.check_no_grad(name, [*call.inputs, *factors[:3], out])
+        if not reasons:
+            autograd.gather_into(out, _gather(call, factors), accumulate)
+        elif accumulate:
+            out.copy_(plain(call, *factors, out))
+        else:
+            out.copy_(plain(call, *factors) if factors is not _NO_FACTORS else plain(call))
+        output = out
+    elif reasons:
+        output = plain(call, *factors) if factors is not _NO_FACTORS else plain(call)
+    elif factors.are_simple():
+        output = autograd.gather(
+            call.inputs, factors.weights, call.size, call.spec, call.flat_scales, call.windows
+        )
     else:
-        output = plain(call, weights, *options)
+        g = _gather(call, factors)
+        output = autograd.gather(
+            g.inputs, g.weights, g.size, g.spec, g.scales, g.windows, g.pixel_weights
+        )
+    _tell(name, call, output, factors.weights is not None, reasons)
+    return output
+
+
+def _tell(
+    name: str, call: _spec.Call, output: Tensor, weighted: bool, reasons: Sequence[str]
+) -> None:
     if observers and not torch.compiler.is_compiling():
         observation = Observation(
-            name, tuple(call.inputs), output, weights is not None, call.activation, tuple(found)
+            name, tuple(call.inputs), output, weighted, call.activation, tuple(reasons)
         )
         for observer in observers:
             observer(observation)
-    return output

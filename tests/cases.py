@@ -46,8 +46,11 @@ class Case:
     def make_parameters(
         self, dtype: torch.dtype, device: str, *, requires_grad: bool = False
     ) -> dict[str, Tensor]:
-        """Tensor arguments other than the maps and plain weights [S], by name."""
+        """Tensor arguments other than the maps, by name."""
         made = {}
+        weights = self.make_weights(dtype, device, requires_grad=requires_grad)
+        if weights is not None:
+            made["weights"] = weights
         for name, shape in self.parameters.items():
             values = torch.randn(shape, dtype=dtype, device=device)
             if len(shape) == 1 and self.kwargs.get("normalize") == "fast":
@@ -58,24 +61,13 @@ class Case:
     def call(
         self,
         maps: list[Tensor],
-        weights: Tensor | None = None,
-        impl: str = "auto",
         parameters: dict[str, Tensor] | None = None,
+        impl: str = "auto",
     ) -> Tensor:
         function: Callable[..., Tensor] = getattr(msr_cuda, self.operator)
-        if parameters:
-            return function(maps, **parameters, **self.kwargs, impl=impl)
         if self.operator == "resample":
             return function(maps[0], **self.kwargs, impl=impl)
-        if self.weights:
-            return function(maps, weights=weights, **self.kwargs, impl=impl)
-        return function(maps, **self.kwargs, impl=impl)
-
-    @property
-    def has_windows(self) -> bool:
-        """Whether a mode has more than two taps per axis."""
-        modes = self.prepared(self.maps(torch.float32, "meta")).modes
-        return any(isinstance(mode, _spec.Mode) and mode > _spec.LAST_CUDA_MODE for mode in modes)
+        return function(maps, **(parameters or {}), **self.kwargs, impl=impl)
 
     def prepared(self, maps: list[Tensor]) -> _spec.Call:
         """What the public function makes of the call: modes, scales and packed arguments."""
@@ -87,7 +79,8 @@ class Case:
             self.operator, maps, kwargs.get("size"), kwargs.get("mode", "nearest"),
             kwargs.get("align_corners"), kwargs.get("antialias", False), scales,
             kwargs.get("activation"), kwargs.get("dtype"),
-            cat=self.operator == "resample_cat", keep_scales=keep,
+            cat=self.operator == "resample_cat", maximum=self.operator == "resample_max",
+            keep_scales=keep,
         )  # fmt: skip
 
 
@@ -251,7 +244,7 @@ def _window_cases() -> list[Case]:
     return cases
 
 
-def _reference_cases() -> list[Case]:
+def _extended_cases() -> list[Case]:
     cases: list[Case] = []
 
     def add(name: str, operator: str, *shapes: Shape, layouts: tuple[str, ...] = (),
@@ -259,7 +252,7 @@ def _reference_cases() -> list[Case]:
         cases.append(Case(name, operator, shapes, kwargs, False, layouts, parameters or {}))
 
     pair = ((2, 3, 4, 6), (2, 3, 2, 3))
-    linear = dict(mode="linear")
+    linear, last = dict(mode="linear"), "channels_last"
     add("sum-weights-sc-relu6", "resample_sum", *pair, parameters={"weights": (2, 3)},
         activation="relu6", out_scale=4.0, **linear)  # fmt: skip
     add("sum-weights-nsc-leaky", "resample_sum", *pair, parameters={"weights": (2, 2, 3)},
@@ -280,12 +273,36 @@ def _reference_cases() -> list[Case]:
     add("sum-all", "resample_sum", (1, 3, 5), (3, 3, 9), (3, 3, 2), size=7,
         parameters={"weights": (3, 3, 1, 7), "scale": (3,), "bias": (3,)}, normalize="softmax",
         mode=["cubic", "area", "linear"], out_scale=0.5, activation="silu")  # fmt: skip
-    last = "channels_last"
     add("sum-weights-sc-last", "resample_sum", *pair, parameters={"weights": (2, 3)},
         layouts=(last, last), activation="silu", **linear)  # fmt: skip
     add("sum-one-map-silu", "resample_sum", (2, 3, 4, 4), activation="silu")
     add("sum-empty-batch", "resample_sum", (0, 3, 4, 4), (0, 3, 2, 2), mode="bicubic",
         activation="sigmoid")  # fmt: skip
+
+    for activation in ("relu", "relu6", "leaky_relu", "silu", "gelu", "hardswish", "sigmoid"):
+        add(f"sum-{activation}", "resample_sum", *pair, activation=activation, out_scale=3.0,
+            **linear)  # fmt: skip
+        add(f"cat-last-{activation}", "resample_cat", (2, 3, 4, 6), (2, 2, 2, 3), (2, 8, 9, 5),
+            layouts=(last, last, last), activation=activation, **linear)  # fmt: skip
+        add(f"max-{activation}", "resample_max", *pair, activation=activation, **linear)
+    add("sum-pixels-scale-bias-last", "resample_sum", (2, 5, 4, 6), (2, 5, 2, 3),
+        parameters={"weights": (1, 2, 1, 4, 6), "scale": (5,), "bias": (5,)}, activation="relu",
+        layouts=(last, last), **linear)  # fmt: skip
+    add("sum-nsc-last", "resample_sum", (2, 5, 4, 6), (1, 5, 2, 3), layouts=(last, last),
+        parameters={"weights": (2, 2, 5)}, **linear)  # fmt: skip
+    add("sum-nsc-broadcast", "resample_sum", (3, 4, 4, 6), (1, 4, 2, 3),
+        parameters={"weights": (3, 2, 4), "bias": (4,)}, activation="relu6", **linear)  # fmt: skip
+    add("sum-pixels-3d", "resample_sum", (2, 2, 3, 4, 5), (2, 2, 2, 2, 2), (1, 2, 1, 1, 1),
+        parameters={"weights": (2, 3, 1, 3, 4, 5)}, activation="leaky_relu", **linear)  # fmt: skip
+    add("sum-weights-bias", "resample_sum", *pair, parameters={"weights": (2,), "bias": (3,)},
+        activation="relu", **linear)  # fmt: skip
+    add("sum-bias", "resample_sum", *pair, parameters={"bias": (3,)}, **linear)
+    add("sum-eight-bias", "resample_sum", *[(1, 2, 1 + i, 9 - i) for i in range(8)], size=(5, 6),
+        parameters={"weights": (8, 2), "bias": (2,)}, mode="linear")  # fmt: skip
+    add("sum-factors-bias", "resample_sum", (2, 3, 6, 9), (2, 3, 4, 6), mode="linear",
+        scale_factors=[None, 1.5], size=(6, 9), parameters={"bias": (3,)})  # fmt: skip
+    add("sum-one-bias", "resample_sum", (2, 3, 5, 5), parameters={"scale": (3,), "bias": (3,)},
+        activation="relu")  # fmt: skip
 
     # A node of a BiFPN: the level itself, the one above, the one below.
     levels = ((2, 3, 4, 6), (2, 3, 2, 3), (2, 3, 8, 12))
@@ -303,6 +320,12 @@ def _reference_cases() -> list[Case]:
             activation="relu")  # fmt: skip
     add("cat-pool-last", "resample_cat", (2, 3, 8, 6), (2, 3, 4, 3), size=(4, 3),
         mode=[msr_cuda.Pool("max", 2), "nearest"], layouts=(last, last))  # fmt: skip
+    add("sum-pool-last-pixels", "resample_sum", (2, 3, 7, 6), (1, 3, 14, 12), (2, 3, 7, 6),
+        mode=[msr_cuda.Pool("avg", 3, 1, 1), msr_cuda.Pool("max", 3, 2, 1), "nearest"],
+        parameters={"weights": (2, 3, 1, 7, 6)}, layouts=(last, last, last), size=(7, 6),
+        normalize="softmax", activation="relu")  # fmt: skip
+    add("sum-wide-pool", "resample_sum", (2, 2, 2, 3), (1, 2, 40, 60), activation="silu",
+        mode=["nearest", msr_cuda.Pool("max", 20)])  # fmt: skip
 
     add("max", "resample_max", (2, 3, 4, 6), (2, 3, 2, 3), (2, 3, 9, 5), **linear)
     add("max-relu-broadcast", "resample_max", (3, 2, 4, 4), (1, 2, 2, 2), (3, 2, 1, 1),
@@ -323,17 +346,17 @@ POOLS = {
     "avg-inside": msr_cuda.Pool("avg", 3, 2, "same", count_include_pad=False),
     "avg-uneven": msr_cuda.Pool("avg", (3, 2), (1, 2), ((2, 0), (0, 1))),
 }
-#: What all kernels can do.
+#: Modes of up to two taps per axis, weights [S], ReLU.
 CASES = _cases()
-#: Modes of more than two taps, which CPU kernels can do.
+#: Modes of more than two taps.
 WINDOW_CASES = _window_cases()
-#: What runs in plain PyTorch only.
-REFERENCE_CASES = _reference_cases()
+#: All weights, activations and sources, the maximum.
+EXTENDED_CASES = _extended_cases()
 
 
 def _name(case: Case) -> str:
     return case.name
 
 
-every_case = pytest.mark.parametrize("case", CASES + WINDOW_CASES, ids=_name)
-every_reference_case = pytest.mark.parametrize("case", REFERENCE_CASES + WINDOW_CASES, ids=_name)
+every_case = pytest.mark.parametrize("case", [*CASES, *WINDOW_CASES, *EXTENDED_CASES], ids=_name)
+every_rare_case = pytest.mark.parametrize("case", [*WINDOW_CASES, *EXTENDED_CASES], ids=_name)

@@ -14,6 +14,8 @@ import torch
 
 from msr_cuda import _extension
 
+pytest_plugins = ["support"]
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 # Before any test hides torchvision: the shim looks for it once, when it is imported.
@@ -26,7 +28,7 @@ def missing(reason: str) -> None:
     """Skips a test for want of something, or fails where everything is required to be there."""
     if REQUIRE:
         pytest.fail(f"MSR_CUDA_REQUIRE=1, but {reason}")
-    pytest.skip(reason)
+    pytest.skip(reason, allow_module_level=True)
 
 
 def require_or_skip(name: str) -> ModuleType:
@@ -47,26 +49,23 @@ def device(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def need_kernel(request: pytest.FixtureRequest, device: str) -> None:
-    """Skips a test whose ``case``, if it has one, no kernel of the device can compute."""
+def need_kernel(device: str) -> None:
+    """Skips a test where there are no kernels for the device."""
     if not _extension.has_kernels(device):
         missing(f"no {device} kernels: {_extension.WHY_NOT}")
-    case = request.getfixturevalue("case") if "case" in request.fixturenames else None
-    if device == "cuda" and case is not None and case.has_windows:
-        pytest.skip("there is no CUDA kernel for windows")
 
 
 @pytest.fixture
-def kernel(request: pytest.FixtureRequest, device: str) -> str:
+def kernel(device: str) -> str:
     """A device that has kernels, for tests that pass ``impl="kernel"``."""
-    need_kernel(request, device)
+    need_kernel(device)
     return device
 
 
 @pytest.fixture(params=["kernel", "reference"])
 def impl(request: pytest.FixtureRequest, device: str) -> str:
     if request.param == "kernel":
-        need_kernel(request, device)
+        need_kernel(device)
     return str(request.param)
 
 

@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator
 import pytest
 import test_operators
 import torch
-from cases import CASES, WINDOW_CASES, Case
+from cases import CASES, EXTENDED_CASES, WINDOW_CASES, Case
 from conftest import ROOT, missing
 from torch import Tensor
+from truth import in_float64, leaves
 
 import msr_cuda
 from msr_cuda import _extension, testing
@@ -122,8 +123,7 @@ def clear_seed(case: Case, dtype: torch.dtype) -> int:
     for seed in range(50):
         seed_cpu(seed)
         with torch.no_grad():
-            maps, weights = test_operators.in_float64(*test_operators.leaves(linear, dtype, "cpu"))
-            sums = linear.call(maps, weights, "reference").abs()
+            sums = linear.call(*in_float64(*leaves(linear, dtype)), "reference").abs()
         if not ((sums > 0) & (sums < NEAR_ZERO)).any():
             return seed
     raise AssertionError(f"{case.name}: every seed gives a sum below {NEAR_ZERO}")
@@ -132,7 +132,7 @@ def clear_seed(case: Case, dtype: torch.dtype) -> int:
 def check_second_derivative(case: Case, dtype: torch.dtype) -> None:
     """The gate of a ReLU: the derivative of the gradients by the gradient that came in."""
     maps = case.maps(dtype, "cpu", requires_grad=True)
-    maps64, _ = test_operators.in_float64(maps, None)
+    maps64, _ = in_float64(maps, {})
     output, expected = case.call(maps, impl="kernel"), case.call(maps64, impl="reference")
     grad = torch.randn_like(expected).to(dtype).requires_grad_()
     grad64 = grad.detach().double().requires_grad_()
@@ -146,10 +146,10 @@ def check_second_derivative(case: Case, dtype: torch.dtype) -> None:
 
 def check_threads(case: Case, dtype: torch.dtype) -> None:
     """One thread and two compute the same bits."""
-    maps, weights = test_operators.leaves(case, dtype, "cpu")
+    maps, parameters = leaves(case, dtype)
 
     def outcome() -> list[Tensor]:
-        return test_operators.outcome(lambda m, w: case.call(m, w, "kernel"), maps, weights)
+        return test_operators.outcome(lambda m, p: case.call(m, p, "kernel"), maps, parameters)
 
     alone = outcome()
     torch.set_num_threads(2)
@@ -168,10 +168,18 @@ Check = Callable[[Case, torch.dtype], None]
 
 def checks() -> Iterator[tuple[Case, list[Check]]]:
     large = list(large_cases())
-    for case in (*CASES, *WINDOW_CASES, *width_cases(), *channel_cases(), LONG_ROWS, *large):
+    for case in (
+        *CASES,
+        *WINDOW_CASES,
+        *EXTENDED_CASES,
+        *width_cases(),
+        *channel_cases(),
+        LONG_ROWS,
+        *large,
+    ):
         wanted: list[Check] = [check_values]
         numel = torch.Size(case.shapes[0]).numel()
-        if case.kwargs.get("activation") == "relu" and not case.weights and numel:
+        if case.kwargs.get("activation") == "relu" and case in CASES and not case.weights and numel:
             wanted.append(check_second_derivative)
         if case in large:
             wanted.append(check_threads)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -308,23 +308,34 @@ def test_raw_operators_refuse_what_would_read_out_of_bounds() -> None:
     gate = torch.zeros(16, dtype=torch.uint8)
     shapes = [2, 3, 4, 5, 2, 3, 2, 2]
     good = [1 | 1 << 4]
+    pool = spec | _spec.MAX_POOL << 4
+
+    def extended(
+        spec: int = spec, weights: Tensor | None = None, pixels: Tensor | None = None,
+        grad: Tensor | None = None, scales: Sequence[float] = (), windows: Sequence[int] = (),
+    ) -> Tensor:  # fmt: skip
+        found: Tensor = _ops.gather_extended(
+            maps, weights, pixels, None, grad, [4, 5], spec, list(scales), list(windows)
+        )[0]
+        return found
+
     calls: list[tuple[str, Callable[[], object]]] = [
         ("no tensor arguments", lambda: _ops.gather([], [4, 5], spec)),  # the dispatcher's own
-        ("expected 1 to 8 inputs, got 9", lambda: _ops.gather([x()] * 9, [4, 5], spec)),
+        ("expected 1 to 9 inputs, got 10", lambda: _ops.gather([x()] * 10, [4, 5], spec)),
         ("expected 1 to 3 spatial", lambda: _ops.gather(maps, [4, 5, 6, 7], spec)),
         ("expected a map of 3 dimensions", lambda: _ops.gather(maps, [4], spec)),
         ("unknown mode 15", lambda: _ops.gather(maps, [4, 5], spec | 15)),
-        ("unknown activation", lambda: _ops.gather(maps, [4, 5], spec | 15 << 32)),
+        ("unknown activation", lambda: _ops.gather(maps, [4, 5], spec | 15 << _spec.ACTIVATION_SHIFT)),
         ("expected spatial sizes above 0", lambda: _ops.gather(maps, [4, 0], spec)),
         ("expected every axis below", lambda: _ops.gather(maps, [4, 2**31], spec)),
         ("expected 3 channels", lambda: _ops.gather([x(), x(2, 4, 2, 2)], [4, 5], spec)),
         ("expected a batch of 3 or 1", lambda: _ops.gather([x(), x(3, 3, 2, 2)], [4, 5], spec)),
         ("expected float32", lambda: _ops.gather([x(dtype=torch.int32)], [4, 5], spec)),
         ("expected 4 scales", lambda: _ops.gather_full(maps, None, None, [4, 5], spec, [1.0])),
-        ("contiguous weights", lambda: _ops.gather_full(maps, x(3), None, [4, 5], spec, [])),
+        (r"expected weights \[2\]", lambda: _ops.gather_full(maps, x(3), None, [4, 5], spec, [])),
         ("accumulation type", lambda: _ops.gather_full(maps, x(2).double(), None, [4, 5], spec, [])),
         ("a mask of 16", lambda: _ops.gather_full(maps, None, gate[:9], [4, 5], spec, [])),
-        ("expected shapes of 1 to 8", lambda: _ops.spread(x(), [2, 3, 4], spec, *good)),
+        ("expected shapes of 1 to 9", lambda: _ops.spread(x(), [2, 3, 4], spec, *good)),
         ("3 to 5 dimensions", lambda: _ops.spread(x(2, 3), [2, 3], spec, *good)),
         ("expected 3 channels", lambda: _ops.spread(x(), [2, 4, 4, 5], spec, *good)),
         ("sizes of at least 0", lambda: _ops.spread(x(), [-2, 3, 4, 5], spec, *good)),
@@ -335,6 +346,28 @@ def test_raw_operators_refuse_what_would_read_out_of_bounds() -> None:
             x(), None, None, [x(), x()], shapes, spec, *good, [])),
         ("a mask of 16", lambda: _ops.spread_full(
             x(), gate[:8], None, [], shapes, spec, *good, [])),
+        ("expected 4 scales", lambda: extended(scales=[1.0])),
+        ("expected 12 numbers of windows", lambda: extended(windows=[1, 1])),
+        ("expected windows for a pool", lambda: extended(spec=pool)),
+        ("windows that reach into the map", lambda: extended(spec=pool, windows=[1, 1, 0] * 2 + [3, 9, 0] * 2)),
+        ("windows that reach into the map", lambda: extended(spec=pool, windows=[1, 1, 0] * 2 + [2, 1, 2] * 2)),
+        (r"weights \[1 or 2, up to 2, 1 or 3\]", lambda: extended(weights=x(2, 3, 3))),
+        (r"pixel weights \[1 or 2, up to 2, 1, \*size\]", lambda: extended(pixels=x(2, 2, 1, 5, 4))),
+        ("a gradient of the result's size", lambda: extended(grad=x(2, 3, 5, 5))),
+        ("a maximum or a concatenation", lambda: extended(spec=spec | _spec.MAX | _spec.CAT)),
+        ("out of the result's size", lambda: _ops.gather_out(
+            maps, None, None, spec, [], [], out=x(2, 4, 4, 5))),
+        ("indices of every max-pooled branch", lambda: _ops.spread_extended(
+            x(), None, None, None, [], [], [2, 3, 8, 10], _spec.MAX_POOL, *good, [],
+            [2, 2, 0, 2, 2, 0])),
+        ("contiguous indices of input 0", lambda: _ops.spread_extended(
+            x(), None, None, None, [], [gate], [2, 3, 8, 10], _spec.MAX_POOL, *good, [],
+            [2, 2, 0, 2, 2, 0])),
+        ("a mask of 32", lambda: _ops.spread_extended(
+            x(), gate, None, None, [], [], shapes, spec | _spec.MAX, *good, [], [])),
+        ("expected weights with inputs", lambda: _ops.spread_extended(
+            x(), None, None, None, maps, [], shapes, spec, *good, [], [])),
+        ("inputs and a gradient", lambda: _ops.pixel_weight_grads(x(), [], None, None, spec, [], [])),
     ]  # fmt: skip
     for text, call in calls:
         with pytest.raises(RuntimeError, match=text):
@@ -350,37 +383,11 @@ def test_kernel_on_request_says_what_has_no_kernel(kernel: str) -> None:
             call()
         return str(e.value).partition("but ")[2].replace("there is no kernel ", "")
 
-    def windows(*modes: str) -> str:
-        """The CPU kernels know all modes."""
-        cuda = kernel == "cuda"
-        return "".join(f"there is no CUDA kernel for mode {mode}; " for mode in modes if cuda)
-
-    a, small, weights = x().to(kernel), x(2, 3, 2, 2).to(kernel), x(1, 3, 3).to(kernel)
-    vector = x(3).to(kernel)
-    if kernel == "cuda":
-        with pytest.raises(RuntimeError, match="but there is no CUDA kernel for mode cubic"):
-            resample(a, 3, mode="bicubic", impl="kernel")
-    else:
-        assert resample(a, 3, mode="bicubic", impl="kernel").shape == (2, 3, 3, 3)
-    assert reasons(lambda: resample_sum(
-        [a, a, small], mode=["area", "linear", Pool("avg", 1)], size=(2, 2), antialias=True,
-        activation="gelu", scale=vector, bias=vector, weights=weights, impl="kernel",
-    )) == windows("area", "linear_antialias") + (
-        "for a Pool; for activation='gelu'; for weights of 3 dimensions; for scale; for bias"
-    )  # fmt: skip
-    assert reasons(lambda: resample_sum([a], weights=weights[0, :1], impl="kernel")) == (
-        "for weights of 2 dimensions"
-    )
-    assert reasons(lambda: resample_cat([a], activation="silu", impl="kernel")) == (
-        "for activation='silu'"
-    )
-    assert reasons(lambda: resample_max([a], impl="kernel")) == "for the maximum"
+    a = x().to(kernel)
     logits = "that spares the upsampled logits"
     assert reasons(lambda: resample_ce(a, labels().to(kernel), impl="kernel")) == logits
     assert reasons(lambda: resample_bce(a, x(2, 3, 8, 8).to(kernel), impl="kernel")) == logits
-    assert reasons(lambda: resample_argmax(a, 8, mode="area", impl="kernel")) == (
-        windows("area") + logits
-    )
+    assert reasons(lambda: resample_argmax(a, 8, mode="area", impl="kernel")) == logits
 
 
 def test_a_cuda_fallback_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ ALLOWED = {
     "__main__": {"_info"},
     "reference": {"_pool", "_spec"},
     "_ops": {"_extension", "_spec"},
-    "autograd": {"_ops", "_spec"},
+    "autograd": {"_ops", "_spec", "reference"},
     "_validate": {"_pool", "_spec"},
     "_dispatch": {"_extension", "_validate"},
     "functional": {"_dispatch", "_spec", "_validate", "autograd", "reference"},

@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 import msr_cuda
 from msr_cuda import testing
-from msr_cuda.nn import FeaturePyramidNetwork, Resample, ResampleCat, ResampleSum
+from msr_cuda.nn import (
+    FeaturePyramidNetwork,
+    Resample,
+    ResampleCat,
+    ResampleMax,
+    ResamplePyramid,
+    ResampleSum,
+)
 
 Levels = OrderedDict[str, Tensor]
 
@@ -418,3 +425,21 @@ def test_importing_imports_no_model_library() -> None:
     imported = run.stdout.split()
     assert "msr_cuda.swap" in imported
     assert not [name for name in imported if name.partition(".")[0] in ("torchvision", "timm")]
+
+
+def test_maximum_and_pyramid_are_their_functions() -> None:
+    high, low = torch.randn(2, 3, 8, 10), torch.randn(2, 3, 4, 5)
+    largest = ResampleMax(mode="bilinear", activation="relu")
+    assert repr(largest) == "ResampleMax(mode='bilinear', activation='relu')"
+    expected = msr_cuda.resample_max([high, low], mode="bilinear", activation="relu")
+    assert torch.equal(largest([high, low]), expected)
+    options = {"scale_factors": [0.5, 0.3], "mode": "bilinear", "antialias": True}
+    pyramid = ResamplePyramid(**options)
+    assert repr(pyramid) == (
+        "ResamplePyramid(scale_factors=[0.5, 0.3], mode='bilinear', antialias=True)"
+    )
+    levels = msr_cuda.resample_pyramid(high, **options)
+    assert all(torch.equal(a, b) for a, b in zip(pyramid(high), levels, strict=True))
+    assert [tuple(level.shape[2:]) for level in levels] == [(4, 5), (2, 3)]
+    with pytest.raises(ValueError, match="exactly one of sizes and scale_factors, got both"):
+        ResamplePyramid([3], [0.5])

@@ -144,7 +144,7 @@ def kernel_case(
         f"{name} {dtype}",
         "spread",
         {
-            "modes": sum(int(spread.mode(i)) << (4 * i) for i in range(count)),
+            "modes": np.array([int(spread.mode(i)) for i in range(count)], np.int64),
             "cat": int(spread.cat),
             "channels_last": int(channels_last),
             "acc_is_double": 0,
@@ -377,7 +377,7 @@ def with_choice(case: cases_io.Case, choice: Sequence[int], kernel: str) -> case
 
 def test_the_general_kernel_agrees(module: ModuleType, cases: list[cases_io.Case]) -> None:
     """The same calls by the kernel that the fast ones fall back to."""
-    general = [with_choice(case, [0] * 5, "spread_kernel<float>") for case in cases[::3]]
+    general = [with_choice(case, [0] * 5, "msr::spread_kernel<float>") for case in cases[::3]]
     failures = replay.replay(module, general)
     assert not failures, "\n".join(f"{f.case.name}: {f.message}" for f in failures[:20])
 
@@ -386,7 +386,7 @@ def test_calls_choose_their_kernel(module: ModuleType) -> None:
     half = torch.float16
     exact = Spread((2, 8, 8, 16), ((2, 8, 4, 8),), gate=True)
     odd = Spread((2, 8, 9, 15), ((2, 8, 4, 8),))
-    general = "spread_kernel<float>"
+    general = "msr::spread_kernel<float>"
     planar = kernel_case("exact", exact, PLANAR, half, [])
     last = kernel_case("exact", exact, CHANNELS_LAST, half, [])
     chosen = [
@@ -409,7 +409,7 @@ def test_calls_choose_their_kernel(module: ModuleType) -> None:
     # Sums in float64, as where another input of the forward call was.
     double = {**plain, "acc_is_double": 1}
     case = cases_io.Case("double", "spread", double, {"grads": [None]}, [])
-    chosen.append(with_choice(case, [], "spread_kernel<double>"))
+    chosen.append(with_choice(case, [], "msr::spread_kernel<double>"))
     failures = replay.replay(module, chosen)
     assert not failures, "\n".join(f"{f.case.name}: {f.message}" for f in failures)
     with pytest.raises(RuntimeError, match="keeps its sums in float32"):

@@ -40,7 +40,7 @@ def aten(mode: Mode, in_size: int, size: tuple[int, int] | None, factor: float |
 
 
 def test_every_mode_without_a_kernel_is_here() -> None:
-    assert set(ATEN) == {m for m in Mode if m > _spec.LAST_CUDA_MODE}
+    assert set(ATEN) == {m for m in Mode if m > _spec.LAST_TWO_TAP_MODE}
 
 
 @every_mode

@@ -27,13 +27,13 @@ from msr_cuda.swap import fuse, register, unfuse, unregister
 
 def test_report_lists_every_site() -> None:
     model = UNet()
-    model.final = nn.Upsample(size=(45, 33), mode="bicubic")
+    model.final = nn.Upsample(size=(45, 33), mode="lanczos")
     report = fuse(model)
     assert repr(report) == "<Report: 2 swapped, 1 skipped>"
     lines = str(report).splitlines()
     assert lines[0] == "2 fused, 1 left alone"
     assert [line.split()[0] for line in lines[3:]] == ["fused", "fused", "left"]
-    for text in ("up1", "FusedUpsample: One gather", "final", "no kernel for mode 'bicubic'"):
+    for text in ("up1", "FusedUpsample: One gather", "final", "unknown mode 'lanczos'"):
         assert text in str(report)
     plain = report.to_dict()
     assert json.loads(json.dumps(plain)) == plain

@@ -230,7 +230,7 @@ def share(model: nn.Module) -> None:
 CHANGES = {
     "second use": (set_layer(19, f=[-1, 10]), "the result of layer 10 is used 2 times"),
     "dimension": (set_layer(11, d=2), "it concatenates along dimension 2, not the channels"),
-    "mode": (set_layer(10, mode="bicubic"), "layer 10: no kernel for mode 'bicubic'"),
+    "mode": (set_layer(10, mode="lanczos"), "layer 10: unknown mode 'lanczos'"),
     "size": (
         set_layer(10, size=(4, 6), scale_factor=None),
         "layer 10 has a size of its own",

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from msr_cuda import _extension, _ops, reference
-from msr_cuda._spec import LAST_CUDA_MODE, Mode
+from msr_cuda._spec import LAST_TWO_TAP_MODE, Mode
 
-MODES = [mode for mode in Mode if mode <= LAST_CUDA_MODE]
-WINDOWS = [mode for mode in Mode if mode > LAST_CUDA_MODE]
+MODES = [mode for mode in Mode if mode <= LAST_TWO_TAP_MODE]
+WINDOWS = [mode for mode in Mode if mode > LAST_TWO_TAP_MODE]
 ATEN = {
     Mode.NEAREST: ("nearest", None),
     Mode.NEAREST_EXACT: ("nearest-exact", None),

@@ -17,6 +17,12 @@ namespace msr {
 // The numbers are those of msr_cuda/_spec.py.
 enum class DType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kFloat64 = 3 };
 
+// In bytes.
+MSR_HOST_DEVICE int64_t element_size(DType dtype) {
+  if (dtype == DType::kFloat64) return 8;
+  return dtype == DType::kFloat32 ? 4 : 2;
+}
+
 struct Half {
   uint16_t bits;
 };

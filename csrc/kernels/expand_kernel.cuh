@@ -295,11 +295,11 @@ __global__ void __launch_bounds__(expand_threads(V, kSources), 2)
   const int32_t steps = rest < static_cast<int32_t>(job.steps) ? rest : job.steps;
 
   // Tables: the walked axis of each source, then its columns. Weights of the bases.
-  __shared__ float base_weights[kMaxInputs];
+  __shared__ float base_weights[kMaxBranches];
   MSR_DYNAMIC_SHARED(WalkTap, walk);
   Entry* const columns = reinterpret_cast<Entry*>(walk + job.num_sources * job.steps);
   const uint32_t table_columns = job.tile * V;
-  const auto* weights = static_cast<const float*>(gather.weights);
+  const auto* weights = static_cast<const float*>(gather.weights.data);
   if (threadIdx.x < static_cast<uint32_t>(job.num_bases)) {
     base_weights[threadIdx.x] = weights ? weights[job.bases[threadIdx.x]] : 1.0f;
   }

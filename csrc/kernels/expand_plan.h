@@ -53,9 +53,9 @@ constexpr int kNumExpandVariants = sizeof(kExpandVariants) / sizeof(kExpandVaria
 
 // Branches that are summed up in one channel slice: all of a sum, one of a concatenation.
 struct ExpandJob {
-  int8_t bases[kMaxInputs];  // branches of the size of the result, in order
+  int8_t bases[kMaxBranches];  // branches of the size of the result, in order
   int8_t num_bases;
-  int8_t sources[kMaxInputs];  // branches to resample, in order; they are added after the bases
+  int8_t sources[kMaxBranches];  // branches to resample, in order; they are added after the bases
   int8_t num_sources;
   int64_t channel_begin;
   uint32_t channels;
@@ -69,7 +69,7 @@ struct ExpandJob {
 
 struct ExpandParams {
   GatherParams gather;
-  ExpandJob jobs[kMaxInputs];
+  ExpandJob jobs[kMaxBranches];
   int32_t num_jobs;
   uint32_t num_blocks;
   uint32_t threads;       // per block
@@ -93,13 +93,11 @@ struct ColumnTap {
   float fraction;   // 1/2 where there is one tap only: it is then read twice, which is exact
 };
 
-inline int expand_element_bytes(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
-
 // Whether the elements along `axis` can be read `vector` at a time.
 inline bool has_vectors(const Map& map, int axis, int vector) {
   if (vector == 1) return true;
   const auto address = reinterpret_cast<uintptr_t>(map.data);
-  if (address % (vector * expand_element_bytes(map.dtype)) != 0) return false;
+  if (address % (vector * element_size(map.dtype)) != 0) return false;
   for (int i = 0; i < kDims; ++i) {
     if (i == axis ? map.stride[i] != 1 : map.size[i] > 1 && map.stride[i] % vector != 0)
       return false;
@@ -110,7 +108,7 @@ inline bool has_vectors(const Map& map, int axis, int vector) {
 // Whether 32-bit byte offsets reach across the innermost spatial axis, and from one step to the
 // next along the others.
 inline bool has_short_strides(const Map& map) {
-  const int64_t limit = (int64_t{1} << 31) / expand_element_bytes(map.dtype);
+  const int64_t limit = (int64_t{1} << 31) / element_size(map.dtype);
   for (int i = 2; i < kDims; ++i) {
     const int64_t steps = i == kDims - 1 ? map.size[i] : 1;
     if (map.size[i] > 1 && map.stride[i] >= limit / steps) return false;
@@ -125,7 +123,7 @@ inline bool is_linear(const Branch& branch) {
 
 // Sets bases, sources and channels of the jobs; returns how many there are, 0 if the branches
 // neither all cover all channels nor lie side by side.
-inline int make_expand_jobs(const GatherParams& params, ExpandJob (&jobs)[kMaxInputs]) {
+inline int make_expand_jobs(const GatherParams& params, ExpandJob (&jobs)[kMaxBranches]) {
   const int64_t all = params.out.size[1];
   int count = 0;
   int64_t end = 0;
@@ -246,10 +244,10 @@ inline bool expand_fits(const GatherParams& params, const GatherChoice& choice) 
   // With a mask whole bytes of it: no two lines may share one.
   const int group = params.mask && vector < 8 ? 8 : vector;
   const Map& out = params.out;
-  if (out.dtype == DType::kFloat64 || vector * expand_element_bytes(out.dtype) > 16) return false;
+  if (out.dtype == DType::kFloat64 || vector * element_size(out.dtype) > 16) return false;
   if (out.size[inner] % group != 0) return false;
   if (!has_vectors(out, inner, vector) || !has_short_strides(out)) return false;
-  ExpandJob jobs[kMaxInputs];
+  ExpandJob jobs[kMaxBranches];
   const int num_jobs = make_expand_jobs(params, jobs);
   for (int j = 0; j < num_jobs; ++j) {
     const ExpandJob& job = jobs[j];

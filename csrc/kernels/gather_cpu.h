@@ -21,7 +21,8 @@ namespace msr {
 template <typename acc_t>
 class GatherCpu {
  public:
-  GatherCpu(const GatherParams& params, const RowOps<acc_t>& ops)
+  // in_scratch: tiles are small, for a caller that asks for branches one by one.
+  GatherCpu(const GatherParams& params, const RowOps<acc_t>& ops, bool in_scratch = false)
       : params_(params), ops_(ops), rows_(params.out) {
     const Map& out = params.out;
     for (int b = params.num_branches - 1; b >= 0; --b) {
@@ -40,9 +41,11 @@ class GatherCpu {
     at_once_ =
         !has_bits_ || !out.channels_last || (out.size[1] % 8 == 0 && (!is_cat_ || whole_bytes_));
     for (int b = params.num_branches - 1; b >= 0; --b)
-      if (sources_[b].as_it_lies && at_once_ && !is_cat_ && params.num_branches > 1) base_ = b;
+      if (sources_[b].as_it_lies && at_once_ && !is_cat_ && !in_scratch && params.num_branches > 1)
+        base_ = b;
     // The sources of one sum have one type.
-    bool in_scratch = !at_once_;  // something is kept there between two steps
+    writes_result_ = !in_scratch && (is_cat_ || params.num_branches == 1);
+    in_scratch = in_scratch || !at_once_;  // something is kept there between two steps
     for (int b = 0; b < params.num_branches && !is_cat_; ++b) {
       if (b != base_ && (!sources_[b].lies_well || sources_[b].dtype != narrow_))
         narrow_ = kKeep.dtype;
@@ -68,19 +71,42 @@ class GatherCpu {
     rows_per_chunk_ = ceil_div(std::max<int64_t>(1, kChunk / length), step) * step;
   }
 
+  // A source row of one branch that was resampled along the width of a tile.
+  struct Resampled {
+    const void* source = nullptr;  // the row it was made of
+    int64_t tile = -1;
+    std::vector<acc_t> row;
+    const void* result;  // or, where rows repeat, the row of the output that holds it
+  };
+
+  // A thread's memory between rows.
+  struct Scratch {
+    explicit Scratch(const GatherCpu& gather)
+        : taps(gather.max_taps_), weights(gather.max_taps_), slots(gather.max_taps_) {
+      for (int b = 0; b < gather.params_.num_branches; ++b) {
+        const Source& s = gather.sources_[b];
+        resampled[b].resize((s.depth_mask + 1) * (s.height_mask + 1));
+      }
+      const int64_t widest = std::min(gather.tile_, gather.rows_.width) * gather.rows_.channels;
+      for (std::vector<uint8_t>& row : bits) row.resize(ceil_div(widest, 8));
+    }
+
+    std::vector<acc_t> sums[2];             // of the branches so far, one after the other
+    std::vector<acc_t> rows[kMaxBranches];  // the source columns that the tile reads
+    std::vector<uint8_t> bits[2];           // of gate and mask, where they begin within a byte
+    int32_t count;                          // of the rows that are combined:
+    std::vector<const void*> taps;          // where they are,
+    std::vector<acc_t> weights;
+    std::vector<int32_t> slots;  // and where they are kept once resampled along the width
+    std::vector<acc_t> copies;   // of rows that the row operations cannot walk
+    std::vector<Resampled> resampled[kMaxBranches];
+  };
+
   int64_t num_chunks() const { return ceil_div(rows_.count, rows_per_chunk_); }
 
   // Writes the rows of chunks [begin, end).
-  void run(int64_t begin, int64_t end) const {
+  void run(int64_t begin, int64_t end, Scratch& scratch) const {
     const Map& out = params_.out;
-    Scratch scratch;
-    scratch.taps.resize(max_taps_);
-    scratch.weights.resize(max_taps_);
-    scratch.slots.resize(max_taps_);
-    for (int b = 0; b < params_.num_branches; ++b)
-      scratch.resampled[b].resize((sources_[b].depth_mask + 1) * (sources_[b].height_mask + 1));
-    for (std::vector<uint8_t>& bits : scratch.bits)
-      bits.resize(ceil_div(std::min(tile_, rows_.width) * rows_.channels, 8));
     const int64_t last = std::min(rows_.count, end * rows_per_chunk_);
     int64_t offset = begin * rows_per_chunk_ * rows_.width * rows_.channels;
     Position p = position_of(out, offset);
@@ -109,6 +135,21 @@ class GatherCpu {
     }
   }
 
+  // The walk over the result: rows in chunks, a row in tiles, in pixels.
+  int64_t rows_per_chunk() const { return rows_per_chunk_; }
+  int64_t tile() const { return tile_; }
+
+  // One branch alone, for pixels p.at[2] to p.at[2] + columns - 1 of a row, which are tile number
+  // `tile` of it: [columns, the branch's channels, or 1 where a row has one].
+  void branch_row(int b, const Position& p, int64_t tile, int64_t columns, acc_t* to,
+                  Scratch& scratch) const {
+    if (params_.out.channels_last) {
+      write_pixels(b, b + 1, p, tile, columns, to, kKeep, scratch);
+    } else {
+      add_branch(b, p, tile, columns, {nullptr, nullptr, to, kKeep}, scratch);
+    }
+  }
+
  private:
   static constexpr int64_t kChunk = 8192;  // elements
   static constexpr int64_t kTile = 2048;   // elements; a multiple of every number of lanes
@@ -123,7 +164,7 @@ class GatherCpu {
     int64_t stride[kDims];  // bytes
     int64_t element;        // bytes
     DType dtype;
-    acc_t factor;
+    bool weighted;
     int64_t channel_begin, channels;  // in the output
     int64_t column_stride, channel_stride;
     Table depth, height, width;  // in channels_last always one of the width
@@ -138,26 +179,6 @@ class GatherCpu {
     bool dense_image;  // one channel after the other, without gaps
     bool as_it_lies;   // it has the result's size, type and strides: it can be added where it is
     bool lies_well;    // in channels_last: its rows are read where they are
-  };
-
-  // A source row of one branch that was resampled along the width of a tile.
-  struct Resampled {
-    const void* source = nullptr;  // the row it was made of
-    int64_t tile = -1;
-    std::vector<acc_t> row;
-    const void* result;  // or, where rows repeat, the row of the output that holds it
-  };
-
-  struct Scratch {
-    std::vector<acc_t> sums[2];           // of the branches so far, one after the other
-    std::vector<acc_t> rows[kMaxInputs];  // the source columns that the tile reads
-    std::vector<uint8_t> bits[2];         // of gate and mask, where they begin within a byte
-    int32_t count;                        // of the rows that are combined:
-    std::vector<const void*> taps;        // where they are,
-    std::vector<acc_t> weights;
-    std::vector<int32_t> slots;  // and where they are kept once resampled along the width
-    std::vector<acc_t> copies;   // of rows that the row operations cannot walk
-    std::vector<Resampled> resampled[kMaxInputs];
   };
 
   // Where a branch's share of a tile goes.
@@ -194,14 +215,14 @@ class GatherCpu {
     s.dtype = map.dtype;
     s.element = element_size(map.dtype);
     for (int i = 0; i < kDims; ++i) s.stride[i] = map.stride[i] * s.element;
-    s.factor = params_.weights ? static_cast<const acc_t*>(params_.weights)[b] : acc_t(1);
+    s.weighted = params_.weights.data && b < params_.weights.count;
     s.channel_begin = branch.channel_begin;
     s.channels = map.size[1];
     s.column_stride = map.stride[4];
     s.channel_stride = map.stride[1];
     const auto make = [&](Table& table, int axis) {
       const bool needed = branch.axis[axis].rule != Rule::kIdentity || (axis == 2 && !planar);
-      if (needed) table.emplace(branch.axis[axis], false);
+      if (needed) table.emplace(branch.axis[axis]);
       return table ? table->max_count() : 1;
     };
     const int32_t most_d = make(s.depth, 0), most_h = make(s.height, 1);
@@ -217,14 +238,16 @@ class GatherCpu {
       }
       s.taps = s.width->view();
     }
-    s.resampled_rows_serve_twice = s.depth || s.height || s.factor != 1;
+    s.resampled_rows_serve_twice = s.depth || s.height || s.weighted;
     const Stretch pixels = stretch_of(s, rows_.width);
-    s.as_it_lies = is_identity(branch) && map.dtype == params_.out.dtype && s.factor == 1 &&
+    s.as_it_lies = is_identity(branch) && map.dtype == params_.out.dtype && !s.weighted &&
                    pixels.is_vectorizable() && (planar || s.column_stride == s.channels);
-    const auto single = [](const Table& table) { return !table || table->max_count() <= 1; };
-    s.lies_well = most_d * most_h <= kMostRows && pixels.is_vectorizable() &&
+    const auto full = [](const Table& table) { return !table || !table->has_gaps(); };
+    const auto single = [](const Table& table) { return !table || table->picks(); };
+    const bool full_rows = full(s.depth) && full(s.height);
+    s.lies_well = most_d * most_h <= kMostRows && full_rows && pixels.is_vectorizable() &&
                   (map.dtype == kKeep.dtype || map.dtype == narrow_);
-    s.rows_repeat = single(s.depth) && single(s.height) && s.factor == 1;
+    s.rows_repeat = single(s.depth) && single(s.height) && !s.weighted;
     s.only_copied = s.rows_repeat && single(s.width) && map.dtype == params_.out.dtype &&
                     (s.channels == 1 || s.channel_stride == 1);
     s.dense_image = planar && is_identity(branch) && map.stride[4] == 1 &&
@@ -272,7 +295,8 @@ class GatherCpu {
     const Finish how = finish_at(offset, length, scratch);
     if (out.channels_last) {
       acc_t* sums = at_once_ ? nullptr : room(scratch.sums[0], length);
-      write_pixels(p, tile, columns, sums ? sums : to, sums ? kKeep : how, scratch);
+      write_pixels(0, params_.num_branches, p, tile, columns, sums ? sums : to, sums ? kKeep : how,
+                   scratch);
       if (sums) finish_row(sums, to, length, how);
     } else if (is_cat_) {
       int b = 0;
@@ -304,16 +328,16 @@ class GatherCpu {
     }
   }
 
-  // channels_last: the sum of the branches, or one after the other within each pixel.
-  void write_pixels(const Position& p, int64_t tile, int64_t columns, void* to, const Finish& how,
-                    Scratch& scratch) const {
-    PixelSource<acc_t> sources[kMostRows * kMaxInputs];
-    PixelSlice<acc_t> slices[kMaxInputs];
+  // channels_last: the sum of branches [first, last), or one after the other within each pixel.
+  void write_pixels(int first, int last, const Position& p, int64_t tile, int64_t columns, void* to,
+                    const Finish& how, Scratch& scratch) const {
+    PixelSource<acc_t> sources[kMostRows * kMaxBranches];
+    PixelSlice<acc_t> slices[kMaxBranches];
     AlongPixelsArgs<acc_t> args{to, base_of(p), slices, 0, p.at[2], columns, how};
     int32_t count = 0;
     const bool plain = !how.relu && !how.gate && !how.mask;
     bool one_run = true;  // pixels need not be told apart
-    for (int b = 0; b < params_.num_branches; ++b) {
+    for (int b = first; b < last; ++b) {
       const Source& s = sources_[b];
       if (b == base_ || s.channels == 0) continue;
       const int32_t added = add_sources(sources + count, s, p, tile, scratch.rows[b], scratch);
@@ -327,7 +351,7 @@ class GatherCpu {
       PixelSlice<acc_t>& slice = slices[args.count - 1];
       slice.count += added;
       slice.max_taps = std::max(slice.max_taps, s.width->max_count());
-      slice.few = slice.max_taps <= 2;
+      slice.few = slice.few && s.width->max_count() <= 2 && !s.width->has_gaps();
       slice.copied = slice.copied && slice.count == 1;
       count += added;
     }
@@ -398,6 +422,8 @@ class GatherCpu {
 
   // The source rows that a row of the output reads, with their weights, from column `begin` on.
   void list_taps(const Source& s, const Position& p, int32_t begin, Scratch& scratch) const {
+    const auto b = static_cast<int>(&s - sources_);
+    const acc_t factor = weight_of<acc_t>(params_.weights, b, p.n, p.c);
     const char* data = plane(s, p) + begin * s.stride[4];
     const int32_t first_d = s.depth ? s.depth->first(p.at[0]) : p.at[0];
     const int32_t first_h = s.height ? s.height->first(p.at[1]) : p.at[1];
@@ -406,7 +432,7 @@ class GatherCpu {
     const acc_t* weights_h = s.height ? s.height->weights(p.at[1]) : nullptr;
     int32_t count = 0;
     for (int32_t d = first_d; d < first_d + count_d; ++d) {
-      const acc_t weight = s.depth ? s.factor * s.depth->weights(p.at[0])[d - first_d] : s.factor;
+      const acc_t weight = s.depth ? factor * s.depth->weights(p.at[0])[d - first_d] : factor;
       for (int32_t h = first_h; h < first_h + count_h; ++h) {
         scratch.taps[count] = data + d * s.stride[2] + h * s.stride[3];
         scratch.weights[count] = weights_h ? weight * weights_h[h - first_h] : weight;
@@ -419,7 +445,16 @@ class GatherCpu {
 
   // target = finish(previous + the listed rows), which are copied first if they cannot be walked.
   void combine(DType dtype, Stretch stretch, const Target& target, Scratch& scratch) const {
-    if (!stretch.is_vectorizable() || !takes<acc_t>(dtype, target.finish.dtype)) {
+    if (scratch.count == 0) {  // nothing is read: zero times a row of zeros
+      const int64_t length = stretch.numel();
+      acc_t* zeros = room(scratch.copies, length);
+      std::fill_n(zeros, length, acc_t(0));
+      scratch.taps[0] = zeros;
+      scratch.weights[0] = acc_t(0);
+      scratch.count = 1;
+      dtype = kKeep.dtype;
+      stretch.column_stride = stretch.channels;
+    } else if (!stretch.is_vectorizable() || !takes<acc_t>(dtype, target.finish.dtype)) {
       const int64_t length = stretch.numel();
       acc_t* copy = room(scratch.copies, scratch.count * length);
       for (int32_t i = 0; i < scratch.count; ++i, copy += length) {
@@ -448,8 +483,7 @@ class GatherCpu {
       resample_row(s, begin, columns, source, scratch.taps[0], target, scratch);
       return;
     }
-    const bool alone = is_cat_ || params_.num_branches == 1;  // what it writes is the result
-    if (s.rows_repeat && alone && !has_bits_) {
+    if (s.rows_repeat && writes_result_ && !has_bits_) {
       Resampled& kept = scratch.resampled[b][scratch.slots[0]];
       if (kept.source == scratch.taps[0] && kept.tile == tile) {
         memcpy(target.to, kept.result, columns * element_size(target.finish.dtype));
@@ -503,10 +537,11 @@ class GatherCpu {
   bool is_cat_ = false;
   bool whole_bytes_ = true;  // every branch has a multiple of eight channels
   bool has_bits_;
-  bool at_once_;       // one branch finishes the tile,
-  int finisher_ = -1;  // this one,
-  int base_ = -1;      // and adds this one as it lies
-  Source sources_[kMaxInputs];
+  bool writes_result_;  // each branch by itself, in one channel
+  bool at_once_;        // one branch finishes the tile,
+  int finisher_ = -1;   // this one,
+  int base_ = -1;       // and adds this one as it lies
+  Source sources_[kMaxBranches];
 };
 
 }  // namespace msr

@@ -17,17 +17,32 @@ struct GatherChoice {
 };
 
 // Launchers return null, or the text of the error. `stream` is a cudaStream_t; acc_is_double tells
-// which type sums are kept in. launch_spread is declared in reduce_plan.h, with its plan.
+// which type sums are kept in. `workspace` is device memory, aligned to 16 bytes, of which a call
+// needs as much as workspace_bytes says; it may be given back once what was launched has run.
+// launch_spread is declared in spread_plan.h, with its plan.
+
+int64_t workspace_bytes(const GatherParams& params, bool acc_is_double);
 
 // Without a choice, select_kernel makes it; one that does not fit the parameters is an error.
-const char* launch_gather(const GatherParams& params, bool acc_is_double, void* stream,
-                          const GatherChoice* choice = nullptr);
+const char* launch_gather(const GatherParams& params, bool acc_is_double, void* workspace,
+                          void* stream, const GatherChoice* choice = nullptr);
 
-// dots[i] = the sum of branch i's partial_dots, in block order. dots has the accumulation type.
-const char* launch_sum_dots(const SpreadParams& params, bool acc_is_double, void* dots,
-                            void* stream);
+// Independent gathers, each with the workspace that it needs: the small ones in one launch.
+struct GatherJob {
+  const GatherParams* params;
+  void* workspace;
+};
+// From as many elements of a result on, a fast path gains more than its launch costs.
+constexpr int64_t kAloneElements = int64_t{1} << 18;
+const char* launch_gather_many(const GatherJob* jobs, int count, bool acc_is_double, void* stream);
+
+// For params.pixel_weight_grads. It needs the same workspace.
+const char* launch_pixel_weight_grads(const GatherParams& params, bool acc_is_double,
+                                      void* workspace, void* stream);
 
 constexpr int kSpreadThreads = 256;
+// Enough for several blocks on each multiprocessor of the largest GPUs.
+constexpr int64_t kWantedSumBlocks = 1056;
 constexpr int64_t kMaxBlocksPerBranch = 4096;  // beyond it each block takes several turns
 
 }  // namespace msr

@@ -6,17 +6,15 @@
 
 #include <cstdint>
 
+#include "activations.h"
 #include "dtypes.h"
 #include "resample_math.h"
 
 namespace msr {
 
-constexpr int kMaxInputs = 8;
+constexpr int kMaxBranches = 9;  // 8 maps, and a bias: a map of one pixel
 constexpr int kDims = 5;         // N, C, D, H, W
 constexpr int kSpatialDims = 3;  // D, H, W
-
-// The numbers are those of msr_cuda/_spec.py.
-enum class Activation : int32_t { kNone = 0, kRelu = 1 };
 
 struct Map {
   void* data;  // null: not wanted (gradients)
@@ -45,6 +43,16 @@ struct Position {
   int64_t n, c;
   int32_t at[kSpatialDims];
 };
+
+// Where an element lies in a map of any strides.
+MSR_HOST_DEVICE int64_t offset_in(const int64_t (&stride)[kDims], int64_t n, int64_t c, int64_t d,
+                                  int64_t h, int64_t w) {
+  return n * stride[0] + c * stride[1] + d * stride[2] + h * stride[3] + w * stride[4];
+}
+
+MSR_HOST_DEVICE int64_t offset_in(const int64_t (&stride)[kDims], const Position& p) {
+  return offset_in(stride, p.n, p.c, p.at[0], p.at[1], p.at[2]);
+}
 
 // The coordinates of the element that comes `offset`-th in the memory of a dense map.
 MSR_HOST_DEVICE Position position_of(const Map& map, int64_t offset) {
@@ -76,7 +84,7 @@ MSR_HOST_DEVICE bool mask_bit(const uint8_t* mask, int64_t offset) {
 // One map of the low-resolution side, and how its axes relate to the high-resolution map.
 struct Branch {
   Map map;
-  Axis axis[kSpatialDims];  // in_size: of this map; out_size: of the common map
+  Axis axis[kSpatialDims];  // from this map to the common one; transposed: the other way round
   int64_t channel_begin;    // first channel of its slice of the common map (0 in sums)
 };
 
@@ -85,30 +93,109 @@ MSR_HOST_DEVICE bool is_identity(const Branch& branch) {
          branch.axis[2].rule == Rule::kIdentity;
 }
 
-// gather-sum: out = act(sum_i weight_i * R_i(branch_i)), per channel slice for concatenation.
-struct GatherParams {
-  Branch branches[kMaxInputs];
-  int32_t num_branches;
-  Activation activation;
-  Map out;              // dense
-  const void* weights;  // [num_branches] of the accumulation type, or null: all one
-  const uint8_t* gate;  // or null; elements whose bit is 0 become 0
-  uint8_t* mask;  // or null; receives !(z <= 0) of every element's value before the activation
+MSR_HOST_DEVICE bool is_max_pool(const Branch& branch) {
+  return branch.axis[2].rule == Rule::kMaxPool;
+}
+
+// Factors of the branches, of the accumulation type: [1 or N, count, 1 or C].
+struct Weights {
+  const void* data;  // null: all one
+  int32_t count;     // branches from this one on have none
+  int64_t stride_n, stride_b, stride_c;
+
+  MSR_HOST_DEVICE bool per_branch() const { return stride_n == 0 && stride_c == 0; }
 };
 
-// spread: branch_i = weight_i * R_i^T(gate * grad). The branches' maps are what is written.
-struct SpreadParams {
-  Branch branches[kMaxInputs];
-  const void* inputs[kMaxInputs];  // forward values x_i for the gradient of the weights, or null
-  int64_t input_stride[kMaxInputs][kDims];
-  DType input_dtype[kMaxInputs];
-  int32_t num_branches;
-  Map grad;             // any strides; channels_last tells the order of the gate's bits
-  const void* weights;  // as in GatherParams
-  const uint8_t* gate;
-  double* partial_dots;  // [sum of blocks]: parts of <R_i^T(gate * grad), x_i>, or null
-  // Which part of the work belongs to which branch: blocks [block_begin[i], block_begin[i + 1]).
-  int64_t block_begin[kMaxInputs + 1];
+template <typename acc_t>
+MSR_HOST_DEVICE acc_t weight_of(const Weights& weights, int b, int64_t n, int64_t c) {
+  if (!weights.data || b >= weights.count) return acc_t(1);
+  return static_cast<const acc_t*>(
+      weights.data)[n * weights.stride_n + b * weights.stride_b + c * weights.stride_c];
+}
+
+// Factors of the branches at each pixel: [1 or N, count, pixels], dense.
+struct PixelWeights {
+  const void* data;
+  int32_t count;
+  int64_t stride_n, stride_b;
 };
+
+// What becomes of the branches at one element. Concatenation is a sum: there, each element is one
+// branch's.
+enum class Reduction : int32_t { kSum, kMax };
+
+// gather: out = act(reduce_i(weight_i * R_i(branch_i))), per channel slice for concatenation.
+struct GatherParams {
+  Branch branches[kMaxBranches];
+  int32_t num_branches;
+  Activation activation;
+  Reduction reduction;
+  bool accumulate;  // onto what `out` holds, before the activation
+  bool dense;       // `out` has the strides of its sizes and order; otherwise any
+  Map out;
+  Weights weights;
+  PixelWeights pixel_weights;
+  const uint8_t* gate;  // or null; elements whose bit is 0 are multiplied by gate_off
+  double gate_off;
+  // Or null: receives a bit per element, passes(activation, z). Of a maximum: one mask per branch,
+  // mask_stride bytes apart, with the elements that are this branch's (and pass the activation, if
+  // it saves bits).
+  uint8_t* mask;
+  int64_t mask_stride;
+  // Of max-pooled branches, or null: which element of the window was taken, counted in rows, as
+  // uint8 or (wide) int32, in the order of `out`; [branch's N, branch's C, *out's size].
+  void* index[kMaxBranches];
+  bool wide_index[kMaxBranches];
+  // Or null: the result is grad * act'(z) instead of act(z).
+  const void* grad;
+  DType grad_dtype;
+  int64_t grad_stride[kDims];
+  // Or null: instead of `out`, which has no data then, the gradients of pixel weights are written,
+  // sum over the channels of gate * grad * weight_i * R_i(branch_i): [N, num_branches, pixels],
+  // dense, of the accumulation type.
+  void* pixel_weight_grads;
+};
+
+// Whether a call has only what the fast CUDA paths know.
+inline bool is_plain(const Weights& weights, const Branch* branches, int32_t count) {
+  if (weights.data && (!weights.per_branch() || weights.count != count)) return false;
+  for (int b = 0; b < count; ++b) {
+    for (const Axis& axis : branches[b].axis)
+      if (axis.transposed || is_windowed(axis.rule)) return false;
+  }
+  return true;
+}
+
+inline bool is_plain(const GatherParams& params) {
+  return is_plain(params.weights, params.branches, params.num_branches) &&
+         params.reduction == Reduction::kSum && params.activation <= Activation::kRelu &&
+         params.dense && !params.accumulate && !params.pixel_weights.data && !params.grad &&
+         params.gate_off == 0;
+}
+
+// spread: branch_i = R_i^T(weight_i * gate_i * grad). The branches' maps are what is written.
+struct SpreadParams {
+  Branch branches[kMaxBranches];
+  const void* inputs[kMaxBranches];  // forward values x_i for the gradients of weights, or null
+  int64_t input_stride[kMaxBranches][kDims];
+  DType input_dtype[kMaxBranches];
+  int32_t num_branches;
+  Map grad;  // any strides; channels_last tells the order of the gate's bits
+  Weights weights;
+  PixelWeights pixel_weights;
+  const uint8_t* gate;  // as in GatherParams
+  int64_t gate_stride;  // bytes between the gates of the branches of a maximum, else 0
+  double gate_off;
+  const void* index[kMaxBranches];  // as in GatherParams, in the order of the gate's bits
+  bool wide_index[kMaxBranches];
+  double* partial_dots;  // parts of the weights' gradients (spread_blocks.h), or null
+  // Which part of the work belongs to which branch: blocks [block_begin[i], block_begin[i + 1]).
+  int64_t block_begin[kMaxBranches + 1];
+};
+
+inline bool is_plain(const SpreadParams& params) {
+  return is_plain(params.weights, params.branches, params.num_branches) &&
+         !params.pixel_weights.data && params.gate_stride == 0 && params.gate_off == 0;
+}
 
 }  // namespace msr

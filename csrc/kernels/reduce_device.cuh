@@ -9,11 +9,6 @@
 
 namespace msr {
 
-__device__ inline int64_t offset_in(const int64_t (&stride)[kDims], int64_t n, int64_t c, int64_t d,
-                                    int64_t h, int64_t w) {
-  return n * stride[0] + c * stride[1] + d * stride[2] + h * stride[3] + w * stride[4];
-}
-
 // What a block does, found by one of its threads: a strip of rows of one input depth, and a tile of
 // it. Kept in shared memory, at its beginning.
 struct alignas(16) BlockWork {
@@ -176,7 +171,7 @@ __device__ inline void fill_column_taps(const Axis& axis, int32_t begin, int32_t
 
 // A branch's weight, one where there are none.
 __device__ inline float branch_weight(const SpreadParams& params, int b) {
-  return params.weights ? static_cast<const float*>(params.weights)[b] : 1.0f;
+  return weight_of<float>(params.weights, b, 0, 0);
 }
 
 // The dot products of gradients and forward values, in double: one running sum per thread and

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "params.h"
+#include "spread_blocks.h"
 
 namespace msr {
 
@@ -60,9 +61,9 @@ constexpr int kAlignedTaps = 16;    // at most: factor 8, linear
 struct ReduceJob {
   int8_t branches[kMaxGroup];  // that are summed up
   int8_t num_branches;
-  int8_t first;        // the branch that tells slice, depth and batch of all of them
-  uint8_t identities;  // bitmask of the branches that are written as they are
-  bool over_batch;     // the branch has one image for all of the gradient's
+  int8_t first;         // the branch that tells slice, depth and batch of all of them
+  uint16_t identities;  // bitmask of the branches that are written as they are
+  bool over_batch;      // the branch has one image for all of the gradient's
   int32_t strip_rows;
   int32_t strips;
   int32_t depths;  // input depths: each is a set of strips of its own
@@ -82,7 +83,7 @@ struct ReduceJob {
   // Partial dot products are kept by slot: the summed branches, then the identities.
   MSR_HOST_DEVICE int slots() const {
     int count = num_branches;
-    for (int b = 0; b < kMaxInputs; ++b) count += identities >> b & 1;
+    for (int b = 0; b < kMaxBranches; ++b) count += identities >> b & 1;
     return count;
   }
   MSR_HOST_DEVICE int branch_of(int slot) const {
@@ -98,7 +99,7 @@ struct ReduceJob {
 // rows) first, so that jobs which read the same part of the gradient do so at about the same time,
 // and the second one finds it in the L2 cache.
 struct ReduceLaunch {
-  ReduceJob jobs[kMaxInputs];
+  ReduceJob jobs[kMaxBranches];
   int32_t num_jobs;
   int32_t threads;  // of a block
   int32_t rows;     // of the gradient
@@ -123,8 +124,10 @@ static_assert(sizeof(SpreadParams) + sizeof(ReduceLaunch) <= 4096,
 
 struct SpreadPlan {
   SpreadChoice choice;
-  ReduceLaunch launches[kMaxInputs];
+  ReduceLaunch launches[kMaxBranches];
   int32_t num_launches;
+  SpreadBlocks blocks;
+  int64_t workspace_bytes;
 };
 
 // Columns that a thread owns, loaded in vectors of `vector`; and threads of a block.

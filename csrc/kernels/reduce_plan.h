@@ -1,5 +1,5 @@
-// How a spread is run on the GPU: which kernel writes which branch, and how the work is cut into
-// blocks. Host code; the kernels get the finished ReduceLaunch by value.
+// How the fast kernels run a spread: which of them writes which branch, and how the work is cut
+// into blocks. Host code; the kernels get the finished ReduceLaunch by value.
 //
 // All of it follows from the parameters alone, never from the device: the parts of the weights'
 // gradients are then the same everywhere, and so is the order of their sums.
@@ -18,27 +18,19 @@ namespace msr {
 namespace detail {
 
 inline bool wanted(const SpreadParams& params, int b) {
-  return b < params.num_branches && (params.branches[b].map.data || params.inputs[b]) &&
+  return b < params.num_branches && (params.branches[b].map.data || has_dots(params, b)) &&
          numel(params.branches[b].map) > 0;
 }
 
 inline bool wants_dots(const SpreadParams& params) {
   for (int b = 0; b < params.num_branches; ++b) {
-    if (params.inputs[b]) return true;
+    if (has_dots(params, b)) return true;
   }
   return false;
 }
 
-inline bool over_batch(const SpreadParams& params, int b) {
-  return params.branches[b].map.size[0] != params.grad.size[0];
-}
-
-inline int64_t element_bytes(DType dtype) {
-  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
-}
-
 inline bool address_allows(const Map& map, int64_t vector) {
-  const int64_t bytes = vector * element_bytes(map.dtype);
+  const int64_t bytes = vector * element_size(map.dtype);
   return reinterpret_cast<uintptr_t>(map.data) % static_cast<uintptr_t>(bytes < 16 ? bytes : 16) ==
          0;
 }
@@ -62,7 +54,7 @@ inline bool same_axis(const Axis& a, const Axis& b) {
 inline bool read_alike(const SpreadParams& params, int a, int b) {
   const Branch &x = params.branches[a], &y = params.branches[b];
   return x.channel_begin == y.channel_begin && x.map.size[1] == y.map.size[1] &&
-         over_batch(params, a) == over_batch(params, b) && same_axis(x.axis[0], y.axis[0]);
+         is_broadcast(params, a) == is_broadcast(params, b) && same_axis(x.axis[0], y.axis[0]);
 }
 
 // The widest vectors of columns that both the gradient and the branch allow.
@@ -127,10 +119,10 @@ inline int32_t instance_vector(const SpreadParams& params, int32_t vector) {
 inline Draft draft_for(const SpreadParams& params, const SpreadChoice& choice, int b,
                        bool identity) {
   Draft draft{};
-  const auto widest = static_cast<int32_t>(16 / element_bytes(params.grad.dtype));
+  const auto widest = static_cast<int32_t>(16 / element_size(params.grad.dtype));
   const int32_t limit = std::min(choice.vector, widest);
   draft.job.first = static_cast<int8_t>(b);
-  draft.job.over_batch = over_batch(params, b);
+  draft.job.over_batch = is_broadcast(params, b);
   if (choice.kernel == SpreadKernel::kChannelsLast) {
     draft.vector = channel_vector(params, b, limit);
     draft.vector = instance_vector(params, draft.vector);
@@ -141,7 +133,7 @@ inline Draft draft_for(const SpreadParams& params, const SpreadChoice& choice, i
     if (!draft.aligned) draft.vector = instance_vector(params, draft.vector);
   }
   if (identity) {
-    draft.job.identities = static_cast<uint8_t>(1u << b);
+    draft.job.identities = static_cast<uint16_t>(1u << b);
   } else {
     draft.job.branches[draft.job.num_branches++] = static_cast<int8_t>(b);
   }
@@ -161,20 +153,20 @@ inline bool joins(const SpreadParams& params, const SpreadChoice& choice, const 
 
 // Sorts the wanted branches into jobs; returns how many.
 inline int draft_jobs(const SpreadParams& params, const SpreadChoice& choice,
-                      Draft (&drafts)[kMaxInputs]) {
+                      Draft (&drafts)[kMaxBranches]) {
   int count = 0;
   // Identity branches last, so that they find a job to ride on.
   for (const bool identities : {false, true}) {
     for (int b = 0; b < params.num_branches; ++b) {
       if (!wanted(params, b)) continue;
-      const bool identity = is_identity(params.branches[b]) && !over_batch(params, b);
+      const bool identity = is_identity(params.branches[b]) && !is_broadcast(params, b);
       if (identity != identities) continue;
       int i = 0;
       while (i < count && !joins(params, choice, drafts[i], b, identity)) ++i;
       if (i == count) {
         drafts[count++] = draft_for(params, choice, b, identity);
       } else if (identity) {
-        drafts[i].job.identities |= static_cast<uint8_t>(1u << b);
+        drafts[i].job.identities |= static_cast<uint16_t>(1u << b);
       } else {
         drafts[i].job.branches[drafts[i].job.num_branches++] = static_cast<int8_t>(b);
       }
@@ -333,10 +325,6 @@ inline bool order_blocks(ReduceLaunch& launch) {
 
 }  // namespace detail
 
-// Whether destinations read one source or two neighbours, the same first one or a later one from
-// destination to destination: the fast kernels keep two rows.
-inline bool has_two_taps_at_most(Rule rule) { return !is_windowed(rule); }
-
 // Whether the fast kernels take a call: they want one dtype, half, bfloat16 or float, and one
 // layout for the gradient, its gate and every branch. The general kernel takes anything.
 inline bool reduce_fits(const SpreadParams& params, SpreadKernel kernel) {
@@ -344,6 +332,7 @@ inline bool reduce_fits(const SpreadParams& params, SpreadKernel kernel) {
   const bool channels_last = kernel == SpreadKernel::kChannelsLast;
   const int axis = channels_last ? 1 : 4;
   const Map& grad = params.grad;
+  if (!is_plain(params)) return false;
   if (grad.dtype == DType::kFloat64 || !detail::strides_allow(grad, axis, 1)) return false;
   if (params.gate && grad.channels_last != channels_last) return false;
   for (int b = 0; b < params.num_branches; ++b) {
@@ -352,9 +341,6 @@ inline bool reduce_fits(const SpreadParams& params, SpreadKernel kernel) {
     if (map.dtype != grad.dtype) return false;
     if (params.inputs[b] && params.input_dtype[b] != grad.dtype) return false;
     if (map.data && !detail::strides_allow(map, axis, 1)) return false;
-    for (const Axis& axis_of_map : params.branches[b].axis) {
-      if (!has_two_taps_at_most(axis_of_map.rule)) return false;
-    }
   }
   return true;
 }
@@ -386,7 +372,7 @@ inline int64_t cut_jobs(const SpreadParams& params, int32_t threads, Draft* draf
 // Decides everything about the launches of a choice but the general kernel. False where the chosen
 // kernels cannot do it.
 inline bool plan_reduce(const SpreadParams& params, SpreadPlan& plan) {
-  detail::Draft drafts[kMaxInputs];
+  detail::Draft drafts[kMaxBranches];
   const int count = detail::draft_jobs(params, plan.choice, drafts);
   // Small maps: smaller blocks, so that there are enough of them.
   int32_t threads = kReduceThreads;
@@ -403,46 +389,5 @@ inline bool plan_reduce(const SpreadParams& params, SpreadPlan& plan) {
   }
   return true;
 }
-
-// How the general kernel's blocks are shared out.
-inline void plan_general(SpreadParams& params) {
-  params.block_begin[0] = 0;
-  for (int b = 0; b < kMaxInputs; ++b) {
-    const int64_t blocks =
-        detail::wanted(params, b) ? ceil_div(numel(params.branches[b].map), kSpreadThreads) : 0;
-    params.block_begin[b + 1] = params.block_begin[b] + std::min(blocks, kMaxBlocksPerBranch);
-  }
-}
-
-// Plans a spread: the chosen kernels, or the general one where they cannot do it. Sets
-// params.block_begin: which parts of a dot product belong to which branch.
-inline SpreadPlan plan_spread(SpreadParams& params, const SpreadChoice& choice) {
-  SpreadPlan plan;
-  plan.choice = choice;
-  plan.num_launches = 0;
-  if (!reduce_fits(params, choice.kernel) ||
-      (choice.kernel != SpreadKernel::kGeneral && !plan_reduce(params, plan)))
-    plan.choice.kernel = SpreadKernel::kGeneral;
-  if (plan.choice.kernel == SpreadKernel::kGeneral) {
-    plan.num_launches = 0;
-    plan_general(params);
-    return plan;
-  }
-  int64_t blocks[kMaxInputs] = {};
-  for (int i = 0; i < plan.num_launches; ++i) {
-    for (int k = 0; k < plan.launches[i].num_jobs; ++k) {
-      const ReduceJob& job = plan.launches[i].jobs[k];
-      for (int slot = 0; slot < job.slots(); ++slot) blocks[job.branch_of(slot)] = job.blocks();
-    }
-  }
-  params.block_begin[0] = 0;
-  for (int b = 0; b < kMaxInputs; ++b)
-    params.block_begin[b + 1] = params.block_begin[b] + blocks[b];
-  return plan;
-}
-
-// Runs what was planned; null, or the text of the CUDA error. `stream` is a cudaStream_t.
-const char* launch_spread(const SpreadParams& params, const SpreadPlan& plan, bool acc_is_double,
-                          void* stream);
 
 }  // namespace msr

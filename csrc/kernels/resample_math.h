@@ -46,25 +46,30 @@ enum class Mode : int32_t {
   kCubicAntialias = 9,
   kCubicAntialiasAlignCorners = 10,
   kLanczosAntialias = 11,
+  kAveragePool = 12,        // windows are divided by their full size,
+  kAveragePoolInside = 13,  // or by the number of elements inside the map
+  kMaxPool = 14,
 };
-constexpr int32_t kNumModes = 12;
-constexpr int32_t kNumCudaModes = 4;  // the CUDA kernels have no windows
+constexpr int32_t kNumModes = 15;
 
 // How a source coordinate follows from a destination index.
-enum class Rule : int32_t {
+enum class Rule : int16_t {
   kIdentity,            // the axis keeps its size
   kNearest,             // floor(d * scale), float32
   kNearestExact,        // floor((d + 0.5) * scale), float32
   kLinearRational,      // ((2d + 1) * in - out) / (2 * out), clamped at 0
   kLinearScaled,        // (d + 0.5) * scale - 0.5 in double, clamped at 0
   kLinearAlignCorners,  // d * (in - 1) / (out - 1)
-  // Windows, which tap_lists.h lists; the functions below do not know them.
+  // Windows, which windows.h knows; the functions below do not, but for the ranges of pools.
   kCubic,
   kCubicAlignCorners,
   kArea,
   kLinearAntialias,
   kCubicAntialias,
   kLanczosAntialias,
+  kAveragePool,
+  kAveragePoolInside,
+  kMaxPool,
 };
 
 MSR_HOST_DEVICE bool is_windowed(Rule rule) { return rule >= Rule::kCubic; }
@@ -94,11 +99,27 @@ struct Axis {
   int32_t in_size;
   int32_t out_size;
   Rule rule;
-  float nearest_scale;  // source elements per destination element, as ATen rounds it
-  double scale;         // linear: the same, or 1 / the forward coordinate's denominator
-  double inverse;       // destinations per source, or 1 / the inverse coordinate's denominator
+  bool transposed;  // destinations and sources change places: R^T instead of R
+  union {
+    float nearest_scale;  // source elements per destination element, as ATen rounds it
+    int32_t padding;      // pools: elements before the axis
+  };
+  double scale;    // linear: the same, or 1 / the forward coordinate's denominator
+  double inverse;  // destinations per source, or 1 / the inverse coordinate's denominator
   // Windows: scale / inverse is the number of source elements per destination element; both are
-  // whole numbers where it follows from the sizes.
+  // whole numbers where it follows from the sizes. Pools: scale is the stride, inverse the size of
+  // a window, in elements.
+};
+
+inline Axis transposed(Axis axis) {
+  axis.transposed = !axis.transposed;
+  return axis;
+}
+
+// What a pooling reads along one axis, in elements: destination d has the window of `kernel` that
+// begins at d * stride - padding.
+struct PoolWindow {
+  int32_t kernel, stride, padding;
 };
 
 inline void set_window(Axis& axis, Mode mode, double scale_factor) {
@@ -130,7 +151,7 @@ inline void set_window(Axis& axis, Mode mode, double scale_factor) {
 // scale_factor <= 0 stands for "none given": the scale follows from the sizes.
 inline Axis make_axis(Mode mode, int32_t in_size, int32_t out_size, double scale_factor) {
   const bool scaled = scale_factor > 0;
-  Axis axis{in_size, out_size, Rule::kIdentity, 0.0f, 0.0, 0.0};
+  Axis axis{in_size, out_size, Rule::kIdentity, false, {0.0f}, 0.0, 0.0};
   if (in_size == out_size) return axis;
   switch (mode) {
     case Mode::kNearest:
@@ -154,6 +175,45 @@ inline Axis make_axis(Mode mode, int32_t in_size, int32_t out_size, double scale
       set_window(axis, mode, scale_factor);
   }
   return axis;
+}
+
+struct Range {
+  int32_t begin;
+  int32_t end;
+};
+
+inline bool is_pool(Mode mode) { return mode >= Mode::kAveragePool; }
+
+inline Axis make_pool_axis(Mode mode, int32_t in_size, int32_t out_size, const PoolWindow& window) {
+  Axis axis{in_size, out_size, Rule::kMaxPool, false, {0.0f}, 0.0, 0.0};
+  if (mode == Mode::kAveragePool) axis.rule = Rule::kAveragePool;
+  if (mode == Mode::kAveragePoolInside) axis.rule = Rule::kAveragePoolInside;
+  axis.padding = window.padding;
+  axis.scale = window.stride;
+  axis.inverse = window.kernel;
+  return axis;
+}
+
+MSR_HOST_DEVICE int32_t clamp_to(int64_t value, int32_t last) {
+  return static_cast<int32_t>(value < 0 ? 0 : value > last ? last : value);
+}
+
+// The elements of a pooling's window that are inside the map.
+MSR_HOST_DEVICE Range pool_window(const Axis& axis, int32_t d) {
+  const int64_t begin = static_cast<int64_t>(d) * static_cast<int64_t>(axis.scale) - axis.padding;
+  const int64_t end = begin + static_cast<int64_t>(axis.inverse);
+  return {static_cast<int32_t>(begin > 0 ? begin : 0),
+          static_cast<int32_t>(end < axis.in_size ? end : axis.in_size)};
+}
+
+// The destinations whose windows hold source s.
+MSR_HOST_DEVICE Range pool_readers(const Axis& axis, int32_t s) {
+  // Below 2^32, where a division is cheap on GPUs.
+  const auto stride = static_cast<uint32_t>(axis.scale);
+  const auto kernel = static_cast<uint32_t>(axis.inverse);
+  const uint32_t behind = static_cast<uint32_t>(s) + static_cast<uint32_t>(axis.padding) + 1;
+  const uint32_t begin = behind > kernel ? (behind - kernel + stride - 1) / stride : 0;
+  return {clamp_to(begin, axis.out_size), clamp_to((behind - 1) / stride + 1, axis.out_size)};
 }
 
 // A source coordinate: whole part, already limited to [0, in - 1], and fraction in [0, 1).
@@ -204,11 +264,6 @@ MSR_HOST_DEVICE Coordinate source_coordinate(const Axis& axis, int32_t d) {
   return {d, 0.0};
 }
 
-struct Range {
-  int32_t begin;
-  int32_t end;
-};
-
 MSR_HOST_DEVICE bool is_linear(Rule rule) {
   return rule == Rule::kLinearRational || rule == Rule::kLinearScaled ||
          rule == Rule::kLinearAlignCorners;
@@ -245,10 +300,6 @@ MSR_HOST_DEVICE acc_t weight(const Axis& axis, int32_t d, int32_t s) {
 // For host code: the kernels divide by divide().
 inline int64_t ceil_div(int64_t numerator, int64_t denominator) {
   return (numerator + denominator - 1) / denominator;
-}
-
-MSR_HOST_DEVICE int32_t clamp_to(int64_t value, int32_t last) {
-  return static_cast<int32_t>(value < 0 ? 0 : value > last ? last : value);
 }
 
 // The first destination whose source index is at least s (out_size if there is none). Source

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "activations.h"
 #include "dtypes.h"
 
 namespace msr {
@@ -56,7 +57,7 @@ struct Taps {
   const int64_t* start;  // weights[start[i]] is the first one's weight
   const acc_t* weights;
 
-  bool picks;  // no row has more than one tap, and their weights are one
+  bool picks;  // every row has one tap, of weight one
 
   // Two taps of every row, if none has more; single ones twice with half their weight. Or null.
   const int32_t* pair_index;
@@ -132,6 +133,30 @@ struct AlongPixelsArgs {
   Finish finish;
 };
 
+// to[k] = (add ? to[k] : 0) + factor * per_channel[k % channels] * per_pixel[k / channels] *
+// from[k] for `columns` pixels of `channels` values; what is null is one.
+template <typename acc_t>
+struct WeighArgs {
+  acc_t* to;
+  const acc_t* from;
+  acc_t factor;
+  const acc_t* per_channel;  // null where channels is one
+  const acc_t* per_pixel;
+  int64_t columns, channels;
+  bool add;
+};
+
+// Largest elements, and the numbers of the rows of their windows that they are from.
+template <typename acc_t>
+struct PoolRow {
+  acc_t *values, *rows;
+};
+// The same, and the numbers of the columns.
+template <typename acc_t>
+struct PoolPlace {
+  acc_t *values, *rows, *columns;
+};
+
 template <typename acc_t>
 struct RowOps {
   const char* name;
@@ -140,6 +165,21 @@ struct RowOps {
   void (*combine)(const CombineArgs<acc_t>&);
   void (*along_row)(const AlongRowArgs<acc_t>&);
   void (*along_pixels)(const AlongPixelsArgs<acc_t>&);
+  void (*weigh)(const WeighArgs<acc_t>&);
+  // best[k] = the larger of both; a bit per value where it is row[k]: it is larger, or the first
+  // NaN.
+  void (*maximum)(acc_t* best, const acc_t* row, int64_t length, uint8_t* bits);
+  // z[k] = act(z[k]); bits: null, or receives passes(activation, z[k]).
+  void (*activate)(Activation activation, acc_t* z, int64_t length, uint8_t* bits);
+  // z[k] = grad[k] * act'(z[k])
+  void (*differentiate)(Activation activation, acc_t* z, const acc_t* grad, int64_t length);
+  // row[k] *= off where the bit is 0; an infinite row[k] times zero is zero.
+  void (*gate)(acc_t* row, const uint8_t* bits, acc_t off, int64_t length);
+  // Adds a[k] * b[k] to sums[k % channels].
+  void (*dot)(const acc_t* a, const acc_t* b, int64_t columns, int64_t channels, double* sums);
+  // Max-pooling, one row and one column of the windows at a time: see max_pool_cpu.h.
+  void (*take_row)(PoolRow<acc_t> best, const acc_t* row, acc_t number, int64_t length);
+  void (*take_column)(PoolPlace<acc_t> best, PoolRow<acc_t> row, acc_t number, int64_t length);
 };
 
 // One per instruction set; null where the compiler has none of it.

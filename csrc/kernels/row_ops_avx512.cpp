@@ -2,6 +2,7 @@
 //
 // The instruction set is switched on here and not on the command line, which is the same for every
 // file. Standard headers come first: their inline functions must be compiled for any machine.
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>

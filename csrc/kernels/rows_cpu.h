@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "params.h"
+#include "row_ops.h"
 
 namespace msr {
 
@@ -25,11 +26,6 @@ void with_type(const void* data, DType dtype, F&& f) {
     case DType::kFloat32:
       return f(static_cast<const float*>(data));
   }
-}
-
-inline int64_t element_size(DType dtype) {
-  if (dtype == DType::kFloat64) return 8;
-  return dtype == DType::kFloat32 ? 4 : 2;
 }
 
 inline void* advance(void* data, DType dtype, int64_t elements) {
@@ -69,6 +65,38 @@ void copy_stretch(acc_t* to, const void* data, DType dtype, const Stretch& s) {
         *to++ = widen<acc_t>(from[k * s.column_stride + c * s.channel_stride]);
     }
   });
+}
+
+// The same by the row operations, where they can walk it.
+template <typename acc_t>
+void load_stretch(acc_t* to, const void* data, DType dtype, const Stretch& s,
+                  const RowOps<acc_t>& ops) {
+  constexpr DType kSums = sizeof(acc_t) == 4 ? DType::kFloat32 : DType::kFloat64;
+  if (!s.is_vectorizable() || !takes<acc_t>(dtype, kSums)) return copy_stretch(to, data, dtype, s);
+  const acc_t one = 1;
+  const bool one_run = s.channels == 1 || s.column_stride == s.channels;
+  ops.combine({to,
+               nullptr,
+               nullptr,
+               &data,
+               nullptr,
+               &one,
+               1,
+               dtype,
+               one_run ? 1 : s.columns,
+               one_run ? s.numel() : s.channels,
+               one_run ? s.numel() : s.column_stride,
+               0,
+               {nullptr, nullptr, false, kSums}});
+}
+
+// The inverse: rounds dense values to a stretch of any strides.
+template <typename acc_t>
+void store_stretch(void* data, DType dtype, const Stretch& s, const acc_t* from) {
+  for (int64_t k = 0; k < s.columns; ++k) {
+    for (int64_t c = 0; c < s.channels; ++c)
+      store<acc_t>(data, dtype, k * s.column_stride + c * s.channel_stride, *from++);
+  }
 }
 
 // Bits [offset, offset + length) of a bit row, shifted so that they begin with a byte. Returns

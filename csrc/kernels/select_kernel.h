@@ -9,7 +9,7 @@
 #include "expand_plan.h"
 #include "launch.h"
 #include "params.h"
-#include "reduce_plan.h"
+#include "spread_plan.h"
 
 namespace msr {
 
@@ -21,7 +21,8 @@ constexpr GatherChoice kGeneralGather = {GatherKernel::kGeneral, 1, 0, 0, 0};
 inline bool fits(const GatherParams& params, bool acc_is_double, const GatherChoice& choice) {
   if (choice.kernel == GatherKernel::kGeneral) return true;
   const bool channels_last = choice.kernel == GatherKernel::kExpandChannelsLast;
-  return !acc_is_double && channels_last == params.out.channels_last && expand_fits(params, choice);
+  return !acc_is_double && is_plain(params) && channels_last == params.out.channels_last &&
+         expand_fits(params, choice);
 }
 
 inline GatherChoice select_kernel(const GatherParams& params, bool acc_is_double) {
@@ -33,7 +34,7 @@ inline GatherChoice select_kernel(const GatherParams& params, bool acc_is_double
 
 // ---- spread -------------------------------------------------------------------------------------
 
-// Branches choose between the instances of a kernel one by one, where plan_spread (reduce_plan.h)
+// Branches choose between the instances of a kernel one by one, where plan_spread (spread_plan.h)
 // sorts them into launches.
 inline SpreadChoice select_kernel(const SpreadParams& params, bool acc_is_double) {
   SpreadChoice choice{SpreadKernel::kGeneral, kMaxVector, kMaxGroup, 0, true};

@@ -1,22 +1,46 @@
-#include "reduce_plan.h"
+#include "select_kernel.h"
 #include "spread_kernel.cuh"
+#include "spread_plan.h"
 
 namespace msr {
 namespace {
+
+static_assert(sizeof(SpreadParams) + sizeof(WindowTables) + sizeof(SpreadBlocks) <= 4096,
+              "before CUDA 12.1, kernels took no more");
 
 const char* last_error() {
   const cudaError_t error = cudaGetLastError();
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
-const char* launch_general(const SpreadParams& params, bool acc_is_double, void* stream) {
+template <typename acc_t>
+void start_general(const SpreadParams& params, const WindowTables& tables,
+                   const SpreadBlocks& blocks, cudaStream_t stream) {
+  const dim3 sums(static_cast<unsigned>(blocks.sum_begin[kMaxBranches]));
+  const dim3 grid(static_cast<unsigned>(params.block_begin[kMaxBranches]));
+  const dim3 threads(kSpreadThreads);
+  if (sums.x > 0)
+    MSR_LAUNCH(spread_sums_kernel<acc_t>, sums, threads, 0, stream, params, tables, blocks);
+  MSR_LAUNCH(spread_kernel<acc_t>, grid, threads, 0, stream, params, tables, blocks);
+}
+
+const char* launch_general(const SpreadParams& params, const SpreadBlocks& blocks,
+                           bool acc_is_double, void* table_memory, void* stream) {
+  const int64_t count = params.block_begin[kMaxBranches];
+  if (count == 0) return nullptr;
+  if (count > kMaxReduceBlocks || blocks.sum_begin[kMaxBranches] > kMaxReduceBlocks)
+    return "launch_spread: the grid would be too large";
+  WindowTables tables =
+      plan_windows(params.branches, params.num_branches, /*adjoint=*/true, acc_is_double).tables;
+  tables.workspace = table_memory;
+  if (const char* error =
+          launch_window_tables(params.branches, params.num_branches, tables, acc_is_double, stream))
+    return error;
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  const dim3 grid(static_cast<unsigned>(params.block_begin[kMaxInputs]));
-  if (grid.x == 0) return nullptr;
   if (acc_is_double) {
-    MSR_LAUNCH(spread_kernel<double>, grid, dim3(kSpreadThreads), 0, cuda_stream, params);
+    start_general<double>(params, tables, blocks, cuda_stream);
   } else {
-    MSR_LAUNCH(spread_kernel<float>, grid, dim3(kSpreadThreads), 0, cuda_stream, params);
+    start_general<float>(params, tables, blocks, cuda_stream);
   }
   return last_error();
 }
@@ -26,12 +50,8 @@ ReduceInstances instances_for(const ReduceLaunch& launch, SpreadKernel kernel) {
   return launch.aligned ? reduce_aligned_instances() : reduce_planar_instances();
 }
 
-}  // namespace
-
-const char* launch_spread(const SpreadParams& params, const SpreadPlan& plan, bool acc_is_double,
-                          void* stream) {
-  if (plan.choice.kernel == SpreadKernel::kGeneral)
-    return launch_general(params, acc_is_double, stream);
+const char* launch_fast(const SpreadParams& params, const SpreadPlan& plan, bool acc_is_double,
+                        void* stream) {
   if (acc_is_double) return "launch_spread: the chosen kernel keeps its sums in float32";
   for (int i = 0; i < plan.num_launches; ++i) {
     const ReduceLaunch& launch = plan.launches[i];
@@ -46,18 +66,41 @@ const char* launch_spread(const SpreadParams& params, const SpreadPlan& plan, bo
   return nullptr;
 }
 
-const char* launch_sum_dots(const SpreadParams& params, bool acc_is_double, void* dots,
-                            void* stream) {
+const char* launch_sum_dots(const SpreadParams& params, const SpreadBlocks& blocks,
+                            bool acc_is_double, void* dots, void* stream) {
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  const dim3 grid(static_cast<unsigned>(params.num_branches));
+  const Weights& weights = params.weights;
+  const int64_t count = (weights.stride_n != 0 ? params.grad.size[0] : 1) * weights.count *
+                        (weights.stride_c != 0 ? params.grad.size[1] : 1);
+  const dim3 grid(static_cast<unsigned>(count));
   if (acc_is_double) {
-    MSR_LAUNCH(sum_dots_kernel<double>, grid, dim3(kSpreadThreads), 0, cuda_stream, params,
+    MSR_LAUNCH(sum_dots_kernel<double>, grid, dim3(kSpreadThreads), 0, cuda_stream, params, blocks,
                static_cast<double*>(dots));
   } else {
-    MSR_LAUNCH(sum_dots_kernel<float>, grid, dim3(kSpreadThreads), 0, cuda_stream, params,
+    MSR_LAUNCH(sum_dots_kernel<float>, grid, dim3(kSpreadThreads), 0, cuda_stream, params, blocks,
                static_cast<float*>(dots));
   }
   return last_error();
+}
+
+}  // namespace
+
+const char* launch_spread(const SpreadParams& planned, const SpreadPlan& plan, bool acc_is_double,
+                          void* workspace, void* weight_grads, void* stream) {
+  SpreadParams params = planned;
+  SpreadBlocks blocks = plan.blocks;
+  const bool dots = detail::wants_dots(params);
+  const auto memory = [&](int64_t at) {
+    return workspace ? static_cast<unsigned char*>(workspace) + at : nullptr;
+  };
+  params.partial_dots = dots ? static_cast<double*>(workspace) : nullptr;
+  blocks.sums = reinterpret_cast<double*>(memory(sums_at(blocks)));
+  const char* error =
+      plan.choice.kernel == SpreadKernel::kGeneral
+          ? launch_general(params, blocks, acc_is_double, memory(tables_at(blocks)), stream)
+          : launch_fast(params, plan, acc_is_double, stream);
+  if (error || !dots || !weight_grads) return error;
+  return launch_sum_dots(params, blocks, acc_is_double, weight_grads, stream);
 }
 
 }  // namespace msr

@@ -12,8 +12,7 @@
 #include <optional>
 #include <vector>
 
-#include "rows_cpu.h"
-#include "tables_cpu.h"
+#include "branch_rows_cpu.h"
 
 namespace msr {
 
@@ -42,7 +41,7 @@ class SpreadCpu {
     units_ = std::max<int64_t>(
         1, std::min(ceil_div(work, kUnit), ceil_div(fewest_rows, int64_t{kRowsPerUnit})));
     tiles_ = ceil_div(widest, kTile);
-    partial_dots_.resize(static_cast<size_t>(units_) * kMaxInputs, 0.0);
+    dots_.resize(static_cast<size_t>(units_) * kMaxBranches);
   }
 
   int64_t num_units() const { return units_; }
@@ -57,11 +56,22 @@ class SpreadCpu {
     }
   }
 
-  // <R_b^T(gate * grad), x_b>, summed in the order of the units, once all of them have run.
-  double dot_of(int b) const {
-    double sum = 0;
-    for (int64_t unit = 0; unit < units_; ++unit) sum += partial_dots_[unit * kMaxInputs + b];
-    return sum;
+  // The gradients of the weights, in their order: the units' shares, summed in the order of the
+  // units, once all of them have run.
+  void write_weight_grads(acc_t* to, int64_t numel) const {
+    const Weights& weights = params_.weights;
+    std::vector<double> sums(static_cast<size_t>(numel), 0.0);
+    const int64_t channels = groups_per_image();
+    for (int64_t i = 0; i < units_ * kMaxBranches && numel > 0; ++i) {
+      const int64_t b = i % kMaxBranches;
+      int64_t group = dots_[i].begin;
+      for (const double dot : dots_[i].sums) {
+        const int64_t n = group / channels, c = group % channels;
+        sums[n * weights.stride_n + b * weights.stride_b + c * weights.stride_c] += dot;
+        ++group;
+      }
+    }
+    for (int64_t i = 0; i < numel; ++i) to[i] = static_cast<acc_t>(sums[i]);
   }
 
  private:
@@ -71,6 +81,7 @@ class SpreadCpu {
   // Rows are combined several at a time before any is resampled along the width: what was just
   // stored cannot be loaded at once in other portions.
   static constexpr int kRowsAtOnce = 4;
+  static constexpr int32_t kMostAtOnce = 16;  // rows that are read side by side
   static constexpr Finish kKeep{nullptr, nullptr, false,
                                 sizeof(acc_t) == 4 ? DType::kFloat32 : DType::kFloat64};
 
@@ -79,11 +90,14 @@ class SpreadCpu {
   // A branch that is written. Tables are empty for axes that keep their size.
   struct Target {
     int branch;
-    const Map& map;
+    Map map;
     Rows rows;
-    acc_t factor;
     int64_t channel_begin;
     bool over_batch;  // it was broadcast over the batch
+    bool extended;    // rows take more than a combination: image by image, by way of scratch
+    const uint8_t* gate;
+    bool wants_dots;
+    std::optional<MaxPoolCpu<acc_t>> pool{};
     Table depth{}, height{}, width{};
     Taps<acc_t> taps{};  // of the width
     // How the row operations walk the gradient's rows: as one long run, pixel by pixel, or only
@@ -99,10 +113,34 @@ class SpreadCpu {
     std::vector<const void*> taps;  // where they are,
     std::vector<acc_t> weights;
     std::vector<const uint8_t*> gates;
-    std::vector<int64_t> bit_offsets;  // and where their bits begin in the gate
-    std::vector<uint8_t> bits;         // of gates that begin within a byte
-    std::vector<acc_t> copies;         // of rows that the row operations cannot walk
+    std::vector<int64_t> bit_offsets;     // where their bits begin in the gate
+    std::vector<const acc_t*> of_pixels;  // and the weights of their pixels
+    std::vector<uint8_t> bits;            // of gates that begin within a byte
+    std::vector<acc_t> copies;            // of rows that the row operations cannot walk
+    std::vector<acc_t> block;             // sums of many rows
+    std::vector<acc_t> image;             // one image's share of the tile
   };
+
+  // A unit's part of the weights' gradients: of neighbouring groups of elements that share one.
+  struct Dots {
+    int64_t begin = 0;
+    std::vector<double> sums;
+
+    double* from(int64_t group, int64_t count) {
+      if (sums.empty()) begin = group;
+      if (group < begin) {
+        sums.insert(sums.begin(), begin - group, 0.0);
+        begin = group;
+      }
+      if (group + count > begin + static_cast<int64_t>(sums.size()))
+        sums.resize(group + count - begin, 0.0);
+      return sums.data() + (group - begin);
+    }
+  };
+
+  int64_t groups_per_image() const {
+    return params_.weights.stride_c == 0 ? 1 : params_.grad.size[1];
+  }
 
   // The i-th row that is combined. Vector loads may reach beyond both of its ends.
   static acc_t* row_of(Scratch& scratch, int64_t i, int64_t length) {
@@ -112,17 +150,30 @@ class SpreadCpu {
 
   void add_target(int b) {
     const Branch& branch = params_.branches[b];
-    const Map &map = branch.map, &grad = params_.grad;
-    const acc_t factor = params_.weights ? static_cast<const acc_t*>(params_.weights)[b] : acc_t(1);
+    const Map& grad = params_.grad;
+    Map map = branch.map;
+    // One pixel is laid out either way: as the gradient is.
+    if (map.size[2] * map.size[3] * map.size[4] == 1) map.channels_last = grad.channels_last;
     const bool over_batch = map.size[0] != grad.size[0];
-    targets_.push_back({b, map, Rows(map), factor, branch.channel_begin, over_batch});
+    const uint8_t* gate = params_.gate ? params_.gate + b * params_.gate_stride : nullptr;
+    const Weights& weights = params_.weights;
+    const bool weighted = weights.data && b < weights.count;
+    const bool of_pixels = params_.pixel_weights.data && b < params_.pixel_weights.count;
+    const bool extended = of_pixels || (gate && params_.gate_off != 0) || is_max_pool(branch) ||
+                          (weighted && ((map.channels_last && weights.stride_c != 0) ||
+                                        (over_batch && weights.stride_n != 0)));
+    targets_.push_back({b, map, Rows(map), branch.channel_begin, over_batch, extended, gate,
+                        params_.inputs[b] && weighted});
     Target& t = targets_.back();
     const auto make = [&](Table& table, int axis) {
-      if (branch.axis[axis].rule != Rule::kIdentity) table.emplace(branch.axis[axis], true);
+      if (branch.axis[axis].rule != Rule::kIdentity) table.emplace(transposed(branch.axis[axis]));
     };
     make(t.depth, 0);
     make(t.height, 1);
     make(t.width, 2);
+    if (is_max_pool(branch)) {
+      t.pool.emplace(branch, grad, ops_);
+    }
     if (t.width) {
       if (!map.channels_last) t.width->prepare_blocks(ops_.lanes, ops_.can_look_up);
       t.taps = t.width->view();
@@ -131,14 +182,15 @@ class SpreadCpu {
     const bool dense = pixels.channels == 1 || pixels.column_stride == pixels.channels;
     // Bits of the gate are in the order of the dense gradient.
     const bool all_channels = !grad.channels_last || map.size[1] == grad.size[1];
-    t.one_run = dense && (!params_.gate || all_channels);
+    t.one_run = dense && (!gate || all_channels);
     const bool whole_bytes = grad.channels_last && grad.size[1] % 8 == 0 &&
                              branch.channel_begin % 8 == 0 && map.size[1] % 8 == 0;
-    t.walkable =
-        pixels.is_vectorizable() &&
-        (!params_.gate || (grad.channels_last == map.channels_last && (t.one_run || whole_bytes)));
-    t.dense_rows = t.walkable && is_identity(branch) && !t.over_batch && !params_.inputs[b] &&
-                   !map.channels_last && grad.stride[3] == grad.size[4] &&
+    t.walkable = pixels.is_vectorizable() && !of_pixels && !(gate && params_.gate_off != 0) &&
+                 !t.pool &&
+                 (!gate || (grad.channels_last == map.channels_last && (t.one_run || whole_bytes)));
+    t.dense_rows = t.walkable && !t.extended && is_identity(branch) && !t.over_batch &&
+                   !t.wants_dots && !map.channels_last && weights.per_branch() &&
+                   grad.stride[3] == grad.size[4] &&
                    grad.stride[2] == grad.size[3] * grad.stride[3] &&
                    grad.stride[1] == grad.size[2] * grad.stride[2];
   }
@@ -158,6 +210,13 @@ class SpreadCpu {
     p.at[2] = begin;
     const int64_t columns = end - begin, stride = rows.width * rows.channels;
     int64_t offset = first * stride + begin * rows.channels;
+    if (t.extended) {
+      for (int64_t row = first; row < last; ++row, offset += stride) {
+        write_extended_row(t, p, source, columns, offset, unit, scratch);
+        next_row(t.map, p);
+      }
+      return;
+    }
     if (!t.width) {
       for (int64_t row = first; row < last;) {
         const int64_t together = t.dense_rows ? rows_together(t, p, row, last) : 1;
@@ -172,8 +231,7 @@ class SpreadCpu {
       const int64_t count = std::min<int64_t>(kRowsAtOnce, last - row);
       Position q = p;
       for (int64_t i = 0; i < count; ++i) {
-        const acc_t factor = params_.inputs[t.branch] ? acc_t(1) : t.factor;
-        list_taps(t, q, source, factor, scratch);
+        list_taps(t, q, images_of(t, q), source, factor_of(t, q), scratch);
         const int64_t length = (source.end - source.begin) * rows.channels;
         combine_rows(t, source.end - source.begin, row_of(scratch, i, length), kKeep, scratch);
         next_row(t.map, q);
@@ -193,34 +251,121 @@ class SpreadCpu {
     return std::min(last - row, (t.map.size[1] - p.c) * per_plane - within);
   }
 
+  // Images of the gradient that a row of a branch reads.
+  Range images_of(const Target& t, const Position& p) const {
+    if (t.over_batch) return {0, static_cast<int32_t>(params_.grad.size[0])};
+    return {static_cast<int32_t>(p.n), static_cast<int32_t>(p.n + 1)};
+  }
+
+  // What the row at p is multiplied with as a whole, unless its weight's gradient takes the sums
+  // before that.
+  acc_t factor_of(const Target& t, const Position& p) const {
+    if (t.wants_dots) return acc_t(1);
+    return weight_of<acc_t>(params_.weights, t.branch, p.n, p.c + t.channel_begin);
+  }
+
   // combined: null, or the gradient's rows that the row at p reads, combined.
   void write_row(const Target& t, const Position& p, Range source, int64_t columns, int64_t offset,
                  int64_t unit, const acc_t* combined, Scratch& scratch) {
     void* to = t.map.data ? advance(t.map.data, t.map.dtype, offset) : nullptr;
     const Finish plain{nullptr, nullptr, false, t.map.dtype};
-    if (!params_.inputs[t.branch]) {
-      apply(t, p, source, columns, combined, t.factor, to, plain, scratch);
+    if (!t.wants_dots) {
+      if (to) apply(t, p, source, columns, combined, to, plain, scratch);
       return;
     }
     // The weight's gradient takes the sums before they are scaled.
     const int64_t length = columns * t.rows.channels;
     acc_t* sum = room(scratch.sum, length);
-    apply(t, p, source, columns, combined, acc_t(1), sum, kKeep, scratch);
-    partial_dots_[unit * kMaxInputs + t.branch] += dot(t, p, columns, sum);
+    apply(t, p, source, columns, combined, sum, kKeep, scratch);
+    add_dots(t, p, p.n, columns, sum, unit, scratch);
     if (to) {
       const void* values = sum;
-      ops_.combine({to, nullptr, nullptr, &values, nullptr, &t.factor, 1, kKeep.dtype, 1, length,
+      const acc_t factor = weight_of<acc_t>(params_.weights, t.branch, p.n, p.c + t.channel_begin);
+      ops_.combine({to, nullptr, nullptr, &values, nullptr, &factor, 1, kKeep.dtype, 1, length,
                     length, 0, plain});
     }
   }
 
+  // The row at p, image by image: each has weights of its own.
+  void write_extended_row(const Target& t, const Position& p, Range source, int64_t columns,
+                          int64_t offset, int64_t unit, Scratch& scratch) {
+    const int64_t channels = t.rows.channels, length = columns * channels;
+    acc_t* sum = room(scratch.sum, length);
+    acc_t* image = room(scratch.image, length);
+    const Range images = images_of(t, p);
+    for (int32_t n = images.begin; n < images.end; ++n) {
+      list_taps(t, p, {n, n + 1}, source, acc_t(1), scratch);
+      if (t.pool) {
+        add_up_pool(t, p, n, source, columns, image, scratch);
+      } else {
+        acc_t* combined = nullptr;
+        if (t.width) {
+          combined = row_of(scratch, 0, (source.end - source.begin) * channels);
+          combine_rows(t, source.end - source.begin, combined, kKeep, scratch);
+        }
+        apply_listed(t, p, source, columns, combined, image, kKeep, scratch);
+      }
+      if (t.wants_dots) add_dots(t, p, n, columns, image, unit, scratch);
+      Position at = p;
+      at.n = n;
+      at.c += t.channel_begin;
+      WeighArgs<acc_t> args{sum,     image,   acc_t(1), nullptr,
+                            nullptr, columns, channels, n > images.begin};
+      set_factors(args, params_.weights, {nullptr, 0, 0, 0}, t.branch, at, t.map);
+      ops_.weigh(args);
+    }
+    if (!t.map.data) return;
+    if (images.begin == images.end) std::fill_n(sum, length, acc_t(0));
+    const void* values = sum;
+    const acc_t one = 1;
+    ops_.combine({advance(t.map.data, t.map.dtype, offset),
+                  nullptr,
+                  nullptr,
+                  &values,
+                  nullptr,
+                  &one,
+                  1,
+                  kKeep.dtype,
+                  1,
+                  length,
+                  length,
+                  0,
+                  {nullptr, nullptr, false, t.map.dtype}});
+  }
+
+  // A max-pooled branch: what was taken from the columns of the row at p.
+  void add_up_pool(const Target& t, const Position& p, int32_t n, Range source, int64_t columns,
+                   acc_t* to, Scratch& scratch) const {
+    const int64_t channels = t.rows.channels;
+    // Windows reach beyond the tile: sums are taken of the whole row.
+    acc_t* row = row_of(scratch, 0, t.rows.width * channels);
+    std::fill_n(row, t.rows.width * channels, acc_t(0));
+    copy_rows(t,
+              {source.end - source.begin, channels, params_.grad.stride[4], params_.grad.stride[1]},
+              scratch);
+    Position at = p;
+    at.n = n;
+    int32_t i = 0;
+    for (int32_t d = t.depth->first(p.at[0]), k = 0; k < t.depth->count(p.at[0]); ++k, ++d) {
+      for (int32_t h = t.height->first(p.at[1]), l = 0; l < t.height->count(p.at[1]); ++l, ++h, ++i)
+        t.pool->add_taken(at, d, h, source, channels, static_cast<const acc_t*>(scratch.taps[i]),
+                          params_.index[t.branch], params_.wide_index[t.branch], row);
+    }
+    std::copy_n(row + p.at[2] * channels, columns * channels, to);
+  }
+
   // to = factor * R_b^T(gate * grad) for the columns of the row at p.
   void apply(const Target& t, const Position& p, Range source, int64_t columns,
-             const acc_t* combined, acc_t factor, void* to, const Finish& how,
-             Scratch& scratch) const {
+             const acc_t* combined, void* to, const Finish& how, Scratch& scratch) const {
+    if (!t.width) list_taps(t, p, images_of(t, p), source, factor_of(t, p), scratch);
+    apply_listed(t, p, source, columns, combined, to, how, scratch);
+  }
+
+  // The same of the listed rows; combined: they, where the width is resampled.
+  void apply_listed(const Target& t, const Position& p, Range source, int64_t columns,
+                    const acc_t* combined, void* to, const Finish& how, Scratch& scratch) const {
     const int64_t channels = t.rows.channels;
     if (!t.width) {
-      list_taps(t, p, source, factor, scratch);
       combine_rows(t, columns, to, how, scratch);
     } else if (!t.map.channels_last) {
       ops_.along_row({to, nullptr, nullptr, combined - source.begin, kKeep.dtype, &t.taps, p.at[2],
@@ -233,31 +378,39 @@ class SpreadCpu {
     }
   }
 
-  // The gradient's rows that the row at p reads, with their weights, from column source.begin on.
-  void list_taps(const Target& t, const Position& p, Range source, acc_t factor,
+  // The rows of the given images of the gradient that the row at p reads, with their weights, from
+  // column source.begin on.
+  void list_taps(const Target& t, const Position& p, Range images, Range source, acc_t factor,
                  Scratch& scratch) const {
-    const int64_t n_begin = t.over_batch ? 0 : p.n;
-    const int64_t n_end = t.over_batch ? params_.grad.size[0] : p.n + 1;
     const int32_t first_d = t.depth ? t.depth->first(p.at[0]) : p.at[0];
     const int32_t first_h = t.height ? t.height->first(p.at[1]) : p.at[1];
     const int32_t count_d = t.depth ? t.depth->count(p.at[0]) : 1;
     const int32_t count_h = t.height ? t.height->count(p.at[1]) : 1;
     const acc_t* weights_h = t.height ? t.height->weights(p.at[1]) : nullptr;
-    const int64_t most = (n_end - n_begin) * count_d * count_h;
+    const int64_t most = static_cast<int64_t>(images.end - images.begin) * count_d * count_h;
     const void** taps = room(scratch.taps, most);
     acc_t* weights = room(scratch.weights, most);
-    int64_t* bit_offsets = params_.gate ? room(scratch.bit_offsets, most) : nullptr;
+    int64_t* bit_offsets = t.gate ? room(scratch.bit_offsets, most) : nullptr;
+    const PixelWeights& pixels = params_.pixel_weights;
+    const bool weighs_pixels = pixels.data && t.branch < pixels.count;
+    const acc_t** of_pixels = weighs_pixels ? room(scratch.of_pixels, most) : nullptr;
+    const Map& grad = params_.grad;
     const int64_t c = p.c + t.channel_begin;
-    const char* data = static_cast<const char*>(params_.grad.data) + c * grad_stride_[1] +
-                       source.begin * grad_stride_[4];
+    const char* data =
+        static_cast<const char*>(grad.data) + c * grad_stride_[1] + source.begin * grad_stride_[4];
     int32_t count = 0;
-    for (int64_t n = n_begin; n < n_end; ++n) {
+    for (int64_t n = images.begin; n < images.end; ++n) {
       for (int32_t d = first_d; d < first_d + count_d; ++d) {
         const acc_t weight = t.depth ? factor * t.depth->weights(p.at[0])[d - first_d] : factor;
         for (int32_t h = first_h; h < first_h + count_h; ++h, ++count) {
           taps[count] = data + n * grad_stride_[0] + d * grad_stride_[2] + h * grad_stride_[3];
           weights[count] = weights_h ? weight * weights_h[h - first_h] : weight;
-          if (bit_offsets) bit_offsets[count] = offset_of(params_.grad, n, c, d, h, source.begin);
+          if (bit_offsets) bit_offsets[count] = offset_of(grad, n, c, d, h, source.begin);
+          if (of_pixels) {
+            of_pixels[count] = static_cast<const acc_t*>(pixels.data) + n * pixels.stride_n +
+                               t.branch * pixels.stride_b + (d * grad.size[3] + h) * grad.size[4] +
+                               source.begin;
+          }
         }
       }
     }
@@ -280,23 +433,57 @@ class SpreadCpu {
       return;
     }
     if (!t.walkable || !takes<acc_t>(grad.dtype, how.dtype)) {
-      copy_rows(stretch, scratch);
+      copy_rows(t, stretch, scratch);
       combine_dense(to, how, length, scratch);
       return;
     }
-    if (params_.gate) {
+    if (t.gate) {
       const int64_t bytes = ceil_div(length, 8);
       uint8_t* bits = room(scratch.bits, scratch.count * bytes);
       const uint8_t** gates = room(scratch.gates, scratch.count);
       for (int32_t i = 0; i < scratch.count; ++i)
-        gates[i] = aligned_bits(params_.gate, scratch.bit_offsets[i], length, bits + i * bytes);
+        gates[i] = aligned_bits(t.gate, scratch.bit_offsets[i], length, bits + i * bytes);
     }
     const int64_t runs = t.one_run ? 1 : columns;
     const int64_t channels = t.one_run ? length : stretch.channels;
-    ops_.combine({to, nullptr, nullptr, scratch.taps.data(),
-                  params_.gate ? scratch.gates.data() : nullptr, scratch.weights.data(),
-                  scratch.count, grad.dtype, runs, channels,
-                  t.one_run ? length : stretch.column_stride, grad.size[1] / 8, how});
+    CombineArgs<acc_t> args{to,
+                            nullptr,
+                            nullptr,
+                            scratch.taps.data(),
+                            t.gate ? scratch.gates.data() : nullptr,
+                            scratch.weights.data(),
+                            scratch.count,
+                            grad.dtype,
+                            runs,
+                            channels,
+                            t.one_run ? length : stretch.column_stride,
+                            grad.size[1] / 8,
+                            how};
+    if (scratch.count <= kMostAtOnce) return ops_.combine(args);
+    // More rows than a walk along all of them at once finds in the cache. They are added up in
+    // blocks, and those in larger ones: a single long sum would lose digits.
+    acc_t* block = room(scratch.block, 3 * length);
+    acc_t *part = block + length, *total = part + length;
+    args.to = block;
+    args.finish = kKeep;
+    const auto add = [&](acc_t* to, const acc_t* from, bool first) {
+      ops_.weigh({to, from, acc_t(1), nullptr, nullptr, 1, length, !first});
+    };
+    constexpr int32_t kPart = kMostAtOnce * kMostAtOnce;
+    for (int32_t i = 0; i < scratch.count; i += kMostAtOnce) {
+      args.rows = scratch.taps.data() + i;
+      if (t.gate) args.gates = scratch.gates.data() + i;
+      args.weights = scratch.weights.data() + i;
+      args.count = std::min(kMostAtOnce, scratch.count - i);
+      ops_.combine(args);
+      add(part, block, i % kPart == 0);
+      const int32_t next = i + kMostAtOnce;
+      if (next % kPart == 0 || next >= scratch.count) add(total, part, i < kPart);
+    }
+    const void* values = total;
+    const acc_t one = 1;
+    ops_.combine(
+        {to, nullptr, nullptr, &values, nullptr, &one, 1, kKeep.dtype, 1, length, length, 0, how});
   }
 
   // The same for listed rows that are dense and of the accumulation type.
@@ -306,42 +493,64 @@ class SpreadCpu {
   }
 
   // Replaces the listed rows, of any strides and types, by dense copies behind the gate, whatever
-  // the order of its bits.
-  void copy_rows(const Stretch& stretch, Scratch& scratch) const {
+  // the order of its bits, times the weights of their pixels.
+  void copy_rows(const Target& t, const Stretch& stretch, Scratch& scratch) const {
     const Map& grad = params_.grad;
     const int64_t length = stretch.numel();
     const int64_t channel_bits =
         grad.channels_last ? 1 : grad.size[2] * grad.size[3] * grad.size[4];
     const int64_t column_bits = grad.channels_last ? grad.size[1] : 1;
+    const bool weighs_pixels = params_.pixel_weights.data && t.branch < params_.pixel_weights.count;
+    const auto off = static_cast<acc_t>(params_.gate_off);
     acc_t* copy = room(scratch.copies, scratch.count * length);
+    // The bits of a dense row lie one after the other.
+    const bool bits_in_order = stretch.channels == 1
+                                   ? column_bits == 1
+                                   : channel_bits == 1 && column_bits == stretch.channels;
     for (int32_t i = 0; i < scratch.count; ++i) {
-      copy_stretch(copy, scratch.taps[i], grad.dtype, stretch);
+      load_stretch(copy, scratch.taps[i], grad.dtype, stretch, ops_);
       scratch.taps[i] = copy;
-      for (int64_t k = 0; k < stretch.columns && params_.gate; ++k) {
-        for (int64_t c = 0; c < stretch.channels; ++c) {
-          const int64_t bit = scratch.bit_offsets[i] + k * column_bits + c * channel_bits;
-          if (!mask_bit(params_.gate, bit)) copy[k * stretch.channels + c] = acc_t(0);
+      if (t.gate && bits_in_order) {
+        uint8_t* bits = room(scratch.bits, ceil_div(length, 8));
+        ops_.gate(copy, aligned_bits(t.gate, scratch.bit_offsets[i], length, bits), off, length);
+      } else if (t.gate) {
+        for (int64_t k = 0; k < stretch.columns; ++k) {
+          for (int64_t c = 0; c < stretch.channels; ++c) {
+            const int64_t bit = scratch.bit_offsets[i] + k * column_bits + c * channel_bits;
+            if (mask_bit(t.gate, bit)) continue;
+            acc_t& value = copy[k * stretch.channels + c];
+            value = off == 0 ? acc_t(0) : off * value;
+          }
         }
       }
+      if (weighs_pixels)
+        ops_.weigh({copy, copy, acc_t(1), nullptr, scratch.of_pixels[i], stretch.columns,
+                    stretch.channels, false});
       copy += length;
     }
   }
 
-  // <sum, x_b> over the columns of the row at p.
-  double dot(const Target& t, const Position& p, int64_t columns, const acc_t* sum) const {
+  // Adds <sum, x_b> over the columns of the row at p to the gradients of the weights of image n.
+  void add_dots(const Target& t, const Position& p, int64_t n, int64_t columns, const acc_t* sum,
+                int64_t unit, Scratch& scratch) {
+    const Weights& weights = params_.weights;
+    const int64_t per_image = groups_per_image(), channels = t.rows.channels;
+    // All values of the row share a weight, or (channels_last) those of each channel.
+    const bool by_channel = t.map.channels_last && per_image > 1;
+    int64_t group = weights.stride_n == 0 ? 0 : n * per_image;
+    if (per_image > 1) group += p.c + t.channel_begin;
+    double* dots = dots_[unit * kMaxBranches + t.branch].from(group, by_channel ? channels : 1);
     const int64_t (&stride)[kDims] = params_.input_stride[t.branch];
-    double result = 0;
-    with_type(params_.inputs[t.branch], params_.input_dtype[t.branch], [&](const auto* data) {
-      data += p.n * stride[0] + p.c * stride[1] + p.at[0] * stride[2] + p.at[1] * stride[3] +
-              p.at[2] * stride[4];
-      for (int64_t k = 0; k < columns; ++k) {
-        for (int64_t c = 0; c < t.rows.channels; ++c) {
-          result +=
-              static_cast<double>(*sum++) * widen<double>(data[k * stride[4] + c * stride[1]]);
-        }
-      }
-    });
-    return result;
+    const DType dtype = params_.input_dtype[t.branch];
+    const int64_t length = columns * channels;
+    acc_t* value = room(scratch.copies, length);
+    load_stretch(value, advance(params_.inputs[t.branch], dtype, offset_in(stride, p)), dtype,
+                 {columns, channels, stride[4], stride[1]}, ops_);
+    if (by_channel) {
+      ops_.dot(sum, value, columns, channels, dots);
+    } else {
+      ops_.dot(sum, value, length, 1, dots);
+    }
   }
 
   const SpreadParams& params_;
@@ -350,7 +559,7 @@ class SpreadCpu {
   int64_t grad_stride_[kDims];  // bytes
   int64_t units_ = 0, tiles_ = 1;
   std::vector<Target> targets_;
-  std::vector<double> partial_dots_;
+  std::vector<Dots> dots_;  // of every unit and branch
 };
 
 }  // namespace msr

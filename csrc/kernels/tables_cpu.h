@@ -13,34 +13,34 @@ namespace msr {
 template <typename acc_t>
 class TapTable {
  public:
-  // Row i lists what position i reads: sources of a destination, or (adjoint) destinations of a
+  // Row i lists what position i reads: sources of a destination, or (transposed) destinations of a
   // source.
-  TapTable(const Axis& axis, bool adjoint)
-      : adjoint_(adjoint),
-        rows_(adjoint ? axis.in_size : axis.out_size),
-        columns_(adjoint ? axis.out_size : axis.in_size) {
-    TapLists<acc_t> lists = list_taps<acc_t>(axis, adjoint);
+  explicit TapTable(const Axis& axis)
+      : transposed_(axis.transposed),
+        rows_(axis.transposed ? axis.in_size : axis.out_size),
+        columns_(axis.transposed ? axis.out_size : axis.in_size) {
+    TapLists<acc_t> lists = list_taps<acc_t>(axis);
     first_ = std::move(lists.first);
     count_ = std::move(lists.count);
     start_ = std::move(lists.start);
     weights_ = std::move(lists.weights);
     for (const int32_t count : count_) max_count_ = std::max(max_count_, count);
+    has_gaps_ = std::find(count_.begin(), count_.end(), 0) != count_.end();
   }
 
   // Prepares what along_row needs beyond the plain lists, for vectors of `lanes` lanes.
   void prepare_blocks(int32_t lanes, bool can_look_up) {
     lanes_ = lanes;
-    const bool gaps = std::find(count_.begin(), count_.end(), 0) != count_.end();
-    if (can_look_up && max_count_ <= 2 && !gaps) {
+    if (can_look_up && max_count_ <= 2 && !has_gaps_) {
       prepare_windows();
-    } else if (adjoint_ && lanes > 1) {
+    } else if (transposed_ && lanes > 1) {
       prepare_steps();
     }
   }
 
   // Prepares what along_pixels needs for sums.
   void prepare_pairs() {
-    for (int32_t i = 0; i < rows_ && max_count_ <= 2; ++i) {
+    for (int32_t i = 0; i < rows_ && max_count_ <= 2 && !has_gaps_; ++i) {
       const auto [left, right] = pair_of(i);
       pair_index_.push_back(first_[i]);
       pair_index_.push_back(first_[i] + count_[i] - 1);
@@ -53,6 +53,13 @@ class TapTable {
   int32_t count(int32_t row) const { return count_[row]; }
   const acc_t* weights(int32_t row) const { return weights_.data() + start_[row]; }
   int32_t max_count() const { return max_count_; }
+  bool has_gaps() const { return has_gaps_; }  // there are rows without taps
+
+  // Every row is one of the axis' elements.
+  bool picks() const {
+    const auto is_one = [](acc_t weight) { return weight == 1; };
+    return max_count_ == 1 && !has_gaps_ && std::all_of(weights_.begin(), weights_.end(), is_one);
+  }
 
   // Whether windows reach beyond the last column, by less than kPadding elements.
   bool needs_padding() const { return !window_.empty() && columns_ < window_size(); }
@@ -84,8 +91,7 @@ class TapTable {
     taps.count = count_.data();
     taps.start = start_.data();
     taps.weights = weights_.data();
-    const auto is_one = [](acc_t weight) { return weight == 1; };
-    taps.picks = max_count_ <= 1 && std::all_of(weights_.begin(), weights_.end(), is_one);
+    taps.picks = picks();
     taps.pair_index = data(pair_index_);
     taps.pair_weight = data(pair_weight_);
     taps.window = data(window_);
@@ -175,10 +181,11 @@ class TapTable {
 
   static constexpr int32_t kMaxStepTaps = 8;
 
-  bool adjoint_;
+  bool transposed_;
   int32_t rows_, columns_;
   int32_t max_count_ = 0;
   int32_t lanes_ = 1;
+  bool has_gaps_ = false;
   bool wide_ = false;
   std::vector<int32_t> first_, count_;
   std::vector<int64_t> start_;

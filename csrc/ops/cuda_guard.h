@@ -5,7 +5,10 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <optional>
+
 #include "../kernels/launch.h"
+#include "prepare.h"
 
 // Only a CUDA build of torch has this symbol. Weak, so that the same binary also loads into a CPU
 // build.
@@ -26,6 +29,19 @@ class CudaGuard {
  private:
   torch::stable::accelerator::DeviceGuard guard_;
   void* stream_ = nullptr;
+};
+
+// Device memory for the length of a call, from torch's allocator: it knows of streams and of CUDA
+// graphs. Nothing is allocated for 0 bytes.
+class Workspace {
+ public:
+  Workspace(int64_t bytes, const torch::stable::Tensor& like) {
+    if (bytes > 0) memory_ = empty_vector(bytes, aoti_torch_dtype_uint8(), like);
+  }
+  void* data() const { return memory_ ? memory_->mutable_data_ptr() : nullptr; }
+
+ private:
+  std::optional<torch::stable::Tensor> memory_;
 };
 
 inline void check_launch(const char* op, const char* error) {

@@ -1,24 +1,33 @@
-#include "../kernels/gather_cpu.h"
-
 #include <torch/csrc/stable/ops.h>
 
+#include "../kernels/many_gather_cpu.h"
+#include "../kernels/pixel_weight_grads_cpu.h"
 #include "cpu_isa.h"
 #include "prepare.h"
 
 namespace msr {
 namespace {
 
-template <typename acc_t>
-void run_gather(const GatherParams& params, const RowOps<acc_t>& ops) {
-  const GatherCpu<acc_t> gather(params, ops);
+template <typename Gather>
+void run_chunks(const Gather& gather) {
   torch::stable::parallel_for(0, gather.num_chunks(), /*grain_size=*/4,
-                              [&](int64_t begin, int64_t end) { gather.run(begin, end); });
+                              [&](int64_t begin, int64_t end) {
+                                typename Gather::Scratch scratch(gather);
+                                gather.run(begin, end, scratch);
+                              });
 }
 
-GatherCall gather_cpu(const std::vector<Tensor>& inputs, const std::optional<Tensor>& weights,
-                      const std::optional<Tensor>& gate, const std::vector<int64_t>& size,
-                      int64_t spec, const std::vector<double>& scales) {
-  GatherCall call = prepare_gather(inputs, weights, gate, size, spec, scales);
+template <typename acc_t>
+void run_gather(const GatherParams& params, const RowOps<acc_t>& ops) {
+  if (needs_mixing(params)) {
+    run_chunks(MixCpu<acc_t>(params, ops));
+  } else {
+    run_chunks(GatherCpu<acc_t>(params, ops));
+  }
+}
+
+GatherCall run_gather(const GatherArguments& arguments) {
+  GatherCall call = prepare_gather(arguments);
   if (call.acc_is_double) {
     run_gather(call.params, *row_ops_double());
   } else {
@@ -27,15 +36,81 @@ GatherCall gather_cpu(const std::vector<Tensor>& inputs, const std::optional<Ten
   return call;
 }
 
+template <typename acc_t>
+void run_many(const std::vector<GatherCall>& calls, const RowOps<acc_t>& ops) {
+  std::vector<const GatherParams*> all;
+  for (const GatherCall& call : calls)
+    if (call.acc_is_double == (sizeof(acc_t) == 8)) all.push_back(&call.params);
+  if (all.empty()) return;
+  const ManyGatherCpu<acc_t> many(all, ops);
+  torch::stable::parallel_for(0, many.num_tasks(), /*grain_size=*/4,
+                              [&](int64_t begin, int64_t end) { many.run(begin, end); });
+}
+
 Tensor gather(std::vector<Tensor> inputs, std::vector<int64_t> size, int64_t spec) {
-  return gather_cpu(inputs, std::nullopt, std::nullopt, size, spec, {}).out;
+  return run_gather({inputs, size, spec}).out;
 }
 
 std::tuple<Tensor, Tensor> gather_full(std::vector<Tensor> inputs, std::optional<Tensor> weights,
                                        std::optional<Tensor> gate, std::vector<int64_t> size,
                                        int64_t spec, std::vector<double> scales) {
-  GatherCall call = gather_cpu(inputs, weights, gate, size, spec, scales);
+  GatherArguments arguments{inputs, size, spec, weights};
+  arguments.gate = gate;
+  arguments.scales = std::move(scales);
+  GatherCall call = run_gather(arguments);
   return {call.out, call.mask};
+}
+
+std::tuple<Tensor, Tensor, std::vector<Tensor>> gather_extended(
+    std::vector<Tensor> inputs, std::optional<Tensor> weights, std::optional<Tensor> pixel_weights,
+    std::optional<Tensor> gate, std::optional<Tensor> grad, std::vector<int64_t> size, int64_t spec,
+    std::vector<double> scales, std::vector<int64_t> windows) {
+  GatherCall call = run_gather({inputs, size, spec, weights, pixel_weights, gate, grad,
+                                std::move(scales), std::move(windows)});
+  return {call.out, call.mask, call.indices};
+}
+
+void gather_out(std::vector<Tensor> inputs, std::optional<Tensor> weights,
+                std::optional<Tensor> pixel_weights, int64_t spec, std::vector<double> scales,
+                std::vector<int64_t> windows, Tensor out) {
+  const std::vector<int64_t> size = spatial_size(out);
+  GatherArguments arguments{inputs, size, spec, weights, pixel_weights};
+  arguments.scales = std::move(scales);
+  arguments.windows = std::move(windows);
+  arguments.out = out;
+  run_gather(arguments);
+}
+
+std::tuple<std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>> gather_many(
+    std::vector<Tensor> inputs, std::vector<int64_t> counts, std::vector<Tensor> weights,
+    std::vector<Tensor> pixel_weights, std::vector<int64_t> sizes, std::vector<int64_t> specs,
+    std::vector<double> scales, std::vector<int64_t> windows) {
+  const std::vector<GatherCall> calls =
+      prepare_many({inputs, counts, weights, pixel_weights, sizes, specs, scales, windows});
+  run_many(calls, *row_ops_double());
+  run_many(calls, cpu_row_ops());
+  return results_of(calls);
+}
+
+template <typename acc_t>
+void run_pixel_weight_grads(const GatherParams& params, const RowOps<acc_t>& ops) {
+  PixelWeightGradsCpu<acc_t> grads(params, ops);
+  torch::stable::parallel_for(0, grads.num_units(), /*grain_size=*/1,
+                              [&](int64_t begin, int64_t end) { grads.run(begin, end); });
+}
+
+Tensor pixel_weight_grads(Tensor grad, std::vector<Tensor> inputs, std::optional<Tensor> weights,
+                          std::optional<Tensor> gate, int64_t spec, std::vector<double> scales,
+                          std::vector<int64_t> windows) {
+  const std::vector<int64_t> size = spatial_size(grad);
+  GatherCall call = prepare_pixel_weight_grads(
+      {inputs, size, spec, weights, {}, gate, grad, std::move(scales), std::move(windows)});
+  if (call.acc_is_double) {
+    run_pixel_weight_grads(call.params, *row_ops_double());
+  } else {
+    run_pixel_weight_grads(call.params, cpu_row_ops());
+  }
+  return call.out;
 }
 
 }  // namespace
@@ -44,4 +119,8 @@ std::tuple<Tensor, Tensor> gather_full(std::vector<Tensor> inputs, std::optional
 STABLE_TORCH_LIBRARY_IMPL(msr_cuda, CPU, m) {
   m.impl("gather", TORCH_BOX(&msr::gather));
   m.impl("gather.full", TORCH_BOX(&msr::gather_full));
+  m.impl("gather.extended", TORCH_BOX(&msr::gather_extended));
+  m.impl("gather.out", TORCH_BOX(&msr::gather_out));
+  m.impl("gather_many", TORCH_BOX(&msr::gather_many));
+  m.impl("pixel_weight_grads", TORCH_BOX(&msr::pixel_weight_grads));
 }

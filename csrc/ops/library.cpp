@@ -62,18 +62,34 @@ std::string cpu_isa() { return cpu_row_ops().name; }
 STABLE_TORCH_LIBRARY(msr_cuda, m) {
   m.def("build_info() -> str");
   m.def("cpu_isa() -> str");
-  // Hot calls have few arguments, because a call costs by their number; .full takes the rarer ones.
-  // The integers are packed as msr_cuda/_spec.py says.
+  // Hot calls have few arguments, because a call costs by their number; .full takes the rarer ones,
+  // .extended the rest. The integers are packed as msr_cuda/_spec.py says.
   m.def("gather(Tensor[] inputs, SymInt[] size, int spec) -> Tensor");
   m.def(
       "gather.full(Tensor[] inputs, Tensor? weights, Tensor? gate, SymInt[] size, int spec, "
-      "float[] scales)"
-      " -> (Tensor output, Tensor mask)");
+      "float[] scales) -> (Tensor output, Tensor mask)");
+  m.def(
+      "gather.extended(Tensor[] inputs, Tensor? weights, Tensor? pixel_weights, Tensor? gate, "
+      "Tensor? grad, SymInt[] size, int spec, float[] scales, SymInt[] windows)"
+      " -> (Tensor output, Tensor mask, Tensor[] indices)");
+  m.def(
+      "gather.out(Tensor[] inputs, Tensor? weights, Tensor? pixel_weights, int spec, "
+      "float[] scales, SymInt[] windows, *, Tensor(a!) out) -> ()");
+  m.def(
+      "gather_many(Tensor[] inputs, int[] counts, Tensor[] weights, Tensor[] pixel_weights, "
+      "SymInt[] sizes, int[] specs, float[] scales, SymInt[] windows)"
+      " -> (Tensor[] outputs, Tensor[] masks, Tensor[] indices)");
   m.def("spread(Tensor grad, SymInt[] shapes, int spec, int requests) -> Tensor[]");
   m.def(
       "spread.full(Tensor grad, Tensor? gate, Tensor? weights, Tensor[] inputs, SymInt[] shapes, "
-      "int spec,"
-      " int requests, float[] scales) -> (Tensor[] grads, Tensor weight_grads)");
+      "int spec, int requests, float[] scales) -> (Tensor[] grads, Tensor weight_grads)");
+  m.def(
+      "spread.extended(Tensor grad, Tensor? gate, Tensor? weights, Tensor? pixel_weights, "
+      "Tensor[] inputs, Tensor[] indices, SymInt[] shapes, int spec, int requests, float[] scales, "
+      "SymInt[] windows) -> (Tensor[] grads, Tensor weight_grads)");
+  m.def(
+      "pixel_weight_grads(Tensor grad, Tensor[] inputs, Tensor? weights, Tensor? gate, int spec, "
+      "float[] scales, SymInt[] windows) -> Tensor");
   m.def(
       "taps(int mode, int in_size, int out_size, float scale_factor, bool adjoint, bool single)"
       " -> (Tensor first, Tensor count, Tensor weights)");

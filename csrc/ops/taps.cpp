@@ -35,13 +35,14 @@ std::tuple<Tensor, Tensor, Tensor> taps(int64_t mode, int64_t in_size, int64_t o
                                         double scale_factor, bool adjoint, bool single) {
   const char* op = "msr_cuda::taps";
   constexpr int64_t limit = std::numeric_limits<int32_t>::max();
-  STD_TORCH_CHECK(mode >= 0 && mode < kNumModes, op, ": unknown mode ", mode);
+  STD_TORCH_CHECK(mode >= 0 && mode < static_cast<int64_t>(Mode::kAveragePool), op,
+                  ": unknown mode ", mode);
   STD_TORCH_CHECK(in_size > 0 && out_size > 0 && in_size < limit && out_size < limit, op,
                   ": expected sizes in [1, 2^31), got ", in_size, " and ", out_size);
-  const Axis axis = make_axis(static_cast<Mode>(mode), static_cast<int32_t>(in_size),
-                              static_cast<int32_t>(out_size), scale_factor);
-  return single ? tensors_of(list_taps<float>(axis, adjoint))
-                : tensors_of(list_taps<double>(axis, adjoint));
+  Axis axis = make_axis(static_cast<Mode>(mode), static_cast<int32_t>(in_size),
+                        static_cast<int32_t>(out_size), scale_factor);
+  axis.transposed = adjoint;
+  return single ? tensors_of(list_taps<float>(axis)) : tensors_of(list_taps<double>(axis));
 }
 
 }  // namespace

@@ -1,6 +1,13 @@
 """Modules over the operators of :mod:`msr_cuda.functional`."""
 
 from .feature_pyramid import FeaturePyramidNetwork
-from .resample import Resample, ResampleCat, ResampleSum
+from .resample import Resample, ResampleCat, ResampleMax, ResamplePyramid, ResampleSum
 
-__all__ = ["FeaturePyramidNetwork", "Resample", "ResampleCat", "ResampleSum"]
+__all__ = [
+    "FeaturePyramidNetwork",
+    "Resample",
+    "ResampleCat",
+    "ResampleMax",
+    "ResamplePyramid",
+    "ResampleSum",
+]

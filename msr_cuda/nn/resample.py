@@ -215,19 +215,8 @@ def _check_count(name: str, value: int | None) -> None:
         raise ValueError(f"ResampleSum: expected {name} to be at least 1, got {value}")
 
 
-class ResampleCat(_Gather):
-    r"""Resamples maps to one size and concatenates them. See :func:`msr_cuda.resample_cat`.
-
-    Args:
-        mode, align_corners, antialias, scale_factors, activation, dtype: as
-            :func:`msr_cuda.resample_cat`.
-
-    Example::
-
-        >>> cat = msr_cuda.nn.ResampleCat(mode="bilinear")
-        >>> cat([torch.rand(1, 8, 20, 30), torch.rand(1, 4, 10, 15)]).shape
-        torch.Size([1, 12, 20, 30])
-    """
+class _Unweighted(_Gather):
+    """What has no parameters."""
 
     def __init__(
         self,
@@ -241,6 +230,92 @@ class ResampleCat(_Gather):
     ) -> None:
         super().__init__(mode, align_corners, antialias, scale_factors, activation, dtype)
 
+
+class ResampleCat(_Unweighted):
+    r"""Resamples maps to one size and concatenates them. See :func:`msr_cuda.resample_cat`.
+
+    Args:
+        mode, align_corners, antialias, scale_factors, activation, dtype: as
+            :func:`msr_cuda.resample_cat`.
+
+    Example::
+
+        >>> cat = msr_cuda.nn.ResampleCat(mode="bilinear")
+        >>> cat([torch.rand(1, 8, 20, 30), torch.rand(1, 4, 10, 15)]).shape
+        torch.Size([1, 12, 20, 30])
+    """
+
     def forward(self, inputs: Sequence[Tensor], size: Size = None) -> Tensor:
         """Concatenates ``inputs`` at ``size``; None: as :func:`msr_cuda.resample_cat` has it."""
         return functional.resample_cat(inputs, size, **self._options())
+
+
+class ResampleMax(_Unweighted):
+    r"""Resamples maps to one size and takes the largest. See :func:`msr_cuda.resample_max`.
+
+    Args:
+        mode, align_corners, antialias, scale_factors, activation, dtype: as
+            :func:`msr_cuda.resample_max`.
+
+    Example::
+
+        >>> largest = msr_cuda.nn.ResampleMax(mode="bilinear")
+        >>> largest([torch.rand(1, 8, 20, 30), torch.rand(1, 8, 10, 15)]).shape
+        torch.Size([1, 8, 20, 30])
+    """
+
+    def forward(self, inputs: Sequence[Tensor], size: Size = None) -> Tensor:
+        """The maximum of ``inputs`` at ``size``; None: as :func:`msr_cuda.resample_max` has it."""
+        return functional.resample_max(inputs, size, **self._options())
+
+
+class ResamplePyramid(nn.Module):
+    r"""Resamples one map to several sizes. See :func:`msr_cuda.resample_pyramid`.
+
+    Args:
+        sizes, scale_factors, mode, align_corners, antialias: as :func:`msr_cuda.resample_pyramid`.
+
+    Example::
+
+        >>> pyramid = msr_cuda.nn.ResamplePyramid(
+        ...     scale_factors=[0.5, 0.25], mode="bilinear", antialias=True)
+        >>> [level.shape[-1] for level in pyramid(torch.rand(1, 3, 64, 64))]
+        [32, 16]
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[Size] | None = None,
+        scale_factors: Sequence[ScaleFactor] | None = None,
+        *,
+        mode: str = "nearest",
+        align_corners: bool | None = None,
+        antialias: bool = False,
+    ) -> None:
+        super().__init__()
+        if (sizes is None) == (scale_factors is None):
+            raise ValueError(
+                "ResamplePyramid: expected exactly one of sizes and scale_factors, got "
+                + ("neither" if sizes is None else "both")
+            )
+        self.sizes = sizes
+        self.scale_factors = scale_factors
+        self.mode = mode
+        self.align_corners = align_corners
+        self.antialias = antialias
+
+    def forward(self, input: Tensor) -> list[Tensor]:
+        """The levels of ``input``."""
+        return functional.resample_pyramid(
+            input, self.sizes, self.scale_factors, mode=self.mode,
+            align_corners=self.align_corners, antialias=self.antialias,
+        )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        """The levels and the mode."""
+        given = ("sizes", "scale_factors", "mode", "align_corners", "antialias")
+        return ", ".join(
+            f"{name}={getattr(self, name)!r}"
+            for name in given
+            if getattr(self, name) not in (None, False)
+        )

@@ -11,10 +11,18 @@ in one :class:`msr_cuda._spec.Call`.
 """
 
 from ._losses import argmax, binary_cross_entropy_with_logits, cross_entropy
-from ._maps import normalized_weights, resample_cat, resample_map, resample_max, resample_sum
+from ._maps import (
+    activate,
+    normalized_weights,
+    resample_cat,
+    resample_map,
+    resample_max,
+    resample_sum,
+)
 from ._taps import pool_taps, taps
 
 __all__ = [
+    "activate",
     "argmax",
     "binary_cross_entropy_with_logits",
     "cross_entropy",

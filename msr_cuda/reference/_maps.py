@@ -16,7 +16,6 @@ from ._taps import Taps, pool_taps, taps
 #: With more taps than this, one gather reads them all: a program of thousands of single reads would
 #: take longer to compile than to run.
 _MAX_UNROLLED_TAPS = 16
-_LEAKY_SLOPE = 0.01  # torch.nn.LeakyReLU's
 
 
 def resample_map(
@@ -42,15 +41,15 @@ def resample_map(
         else:
             scale = None if scale_factor is None else scale_factor[axis - 2]
             table = taps(mode, in_size, out_size, scale, dtype=input.dtype, device=input.device)
-        output = _apply(output, axis, table)
+        output = _apply(output, axis, table, weighs=isinstance(mode, Pool))
     return output
 
 
-def _apply(input: Tensor, axis: int, table: Taps) -> Tensor:
-    """The weighted sum of the taps along one axis."""
+def _apply(input: Tensor, axis: int, table: Taps, *, weighs: bool) -> Tensor:
+    """The weighted sum of the taps along one axis; ``weighs``: also single taps have weights."""
     index, weight = table
     width = index.shape[1]
-    if width == 1:
+    if width == 1 and not weighs:
         return input.index_select(axis, index.flatten())
     broadcast = [1] * (input.dim() - axis - 1)
     if width > _MAX_UNROLLED_TAPS:
@@ -126,8 +125,9 @@ def resample_sum(
     scale: Tensor | None = None,
     bias: Tensor | None = None,
     out_scale: float = 1.0,
+    before: Tensor | None = None,
 ) -> Tensor:
-    """``act(scale * out_scale * sum_i w_i R_i(x_i) + bias)``."""
+    """``act(before + scale * out_scale * sum_i w_i R_i(x_i) + bias)``."""
     accumulate = _spec.accumulation_dtype(call.spec)
     terms = _terms(call)
     dim = terms[0].dim()
@@ -143,6 +143,8 @@ def resample_sum(
         total = total * _per_channel(scale.to(accumulate), dim)
     if bias is not None:
         total = total + _per_channel(bias.to(accumulate), dim)
+    if before is not None:
+        total = total + before.to(accumulate)
     return _finish(total, call)
 
 
@@ -162,7 +164,7 @@ def resample_max(call: Call) -> Tensor:
     return _finish(best, call)
 
 
-def _activate(z: Tensor, activation: str | None) -> Tensor:
+def activate(z: Tensor, activation: str | None) -> Tensor:
     """The activation; keeps masks or its input for backward, never its result.
 
     So an in-place layer may follow. At NaN, gradients pass as they do in PyTorch.
@@ -172,7 +174,7 @@ def _activate(z: Tensor, activation: str | None) -> Tensor:
     if activation == "relu6":
         return z.masked_fill(z <= 0, 0).masked_fill(z >= 6, 6)
     if activation == "leaky_relu":
-        return torch.where(z > 0, z, z * _LEAKY_SLOPE)
+        return torch.where(z > 0, z, z * _spec.LEAKY_SLOPE)
     if activation == "silu":
         return F.silu(z)
     if activation == "gelu":
@@ -187,7 +189,7 @@ def _activate(z: Tensor, activation: str | None) -> Tensor:
 
 def _finish(output: Tensor, call: Call) -> Tensor:
     """Activation, rounding, layout."""
-    output = _activate(output, call.activation).to(_spec.result_dtype(call.spec))
+    output = activate(output, call.activation).to(_spec.result_dtype(call.spec))
     channels_last = bool(call.spec & _spec.CHANNELS_LAST)
     aliases = any(output is x for x in call.inputs)
     if not aliases and output.stride() == _spec.dense_strides(output.shape, channels_last):

@@ -10,16 +10,16 @@ from torch import Tensor, nn
 #: Maps that one operator takes.
 MAX_MAPS = 8
 
-_NEAREST = ("nearest", "nearest-exact")
-_LINEAR = ("linear", "bilinear", "trilinear")
+_WITHOUT_CORNERS = ("nearest", "nearest-exact", "area")
+_WITH_CORNERS = ("linear", "bilinear", "trilinear", "bicubic")
 
 
 def mode_reasons(mode: str, align_corners: bool | None = None) -> list[str]:
     """Why an interpolation of that mode has to be left alone; empty: it need not."""
     reasons = []
-    if mode not in _NEAREST + _LINEAR:
-        reasons.append(f"no kernel for mode {mode!r}")
-    if mode in _NEAREST and align_corners is not None:
+    if mode not in _WITHOUT_CORNERS + _WITH_CORNERS:
+        reasons.append(f"unknown mode {mode!r}")
+    if mode in _WITHOUT_CORNERS and align_corners is not None:
         reasons.append(f"align_corners={align_corners} means nothing in {mode!r}")
     return reasons
 

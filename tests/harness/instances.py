@@ -12,7 +12,11 @@ from types import ModuleType
 #: The test file that launches all instances of a kernel.
 COVERED_BY = {
     "gather_kernel": "test_kernels_on_cpu.py",
+    "gather_many_kernel": "test_kernels_on_cpu.py",
+    "pixel_weight_grads_kernel": "test_kernels_on_cpu.py",
+    "window_tables_kernel": "test_kernels_on_cpu.py",
     "spread_kernel": "test_kernels_on_cpu.py",
+    "spread_sums_kernel": "test_kernels_on_cpu.py",
     "sum_dots_kernel": "test_kernels_on_cpu.py",
     "expand_kernel": "test_expand_on_cpu.py",
     "reduce_aligned_kernel": "test_reduce_on_cpu.py",

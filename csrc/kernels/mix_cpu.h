@@ -1,0 +1,231 @@
+// gather on the CPU for what the row operations cannot finish by themselves: weights per channel of
+// channels_last maps or per pixel, maxima, max-pooled branches, all activations and their
+// derivatives, results in a caller's memory.
+//
+// Branches are resampled one by one into tiles that stay in the first-level cache; there they are
+// weighted, reduced and finished. Chunks of rows are the unit of threading.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "branch_rows_cpu.h"
+
+namespace msr {
+
+// Whether a call takes MixCpu; GatherCpu does the others.
+inline bool needs_mixing(const GatherParams& params) {
+  if (params.reduction != Reduction::kSum || params.activation > Activation::kRelu ||
+      params.pixel_weights.data || params.grad || params.accumulate || !params.dense ||
+      (params.gate && params.gate_off != 0) ||
+      (params.out.channels_last && params.weights.stride_c != 0))
+    return true;
+  for (int b = 0; b < params.num_branches; ++b)
+    if (is_max_pool(params.branches[b])) return true;
+  return false;
+}
+
+template <typename acc_t>
+class MixCpu {
+ public:
+  MixCpu(const GatherParams& params, const RowOps<acc_t>& ops)
+      : params_(params), ops_(ops), rows_(params.out), branches_(params, ops) {}
+
+  // A thread's memory between rows.
+  struct Scratch {
+    explicit Scratch(const MixCpu& mix) : branches(mix.branches_) {}
+    typename BranchRowsCpu<acc_t>::Scratch branches;
+    std::vector<acc_t> total;                 // the tile
+    std::vector<acc_t> value;                 // one branch's
+    std::vector<acc_t> copy;                  // of a map of the result's size
+    std::vector<uint8_t> passes;              // bits of the activation
+    std::vector<uint8_t> wins[kMaxBranches];  // where a branch is larger than those before it
+  };
+
+  int64_t num_chunks() const { return ceil_div(rows_.count, branches_.rows_per_chunk()); }
+
+  // Writes the rows of chunks [begin, end).
+  void run(int64_t begin, int64_t end, Scratch& scratch) const {
+    const Map& out = params_.out;
+    const int64_t per_chunk = branches_.rows_per_chunk();
+    const int64_t last = std::min(rows_.count, end * per_chunk);
+    int64_t offset = begin * per_chunk * rows_.width * rows_.channels;
+    Position p = position_of(out, offset);
+    for (int64_t row = begin * per_chunk; row < last; ++row) {
+      for (int64_t tile = 0; p.at[2] < rows_.width; ++tile) {
+        const int64_t columns = std::min(branches_.tile(), rows_.width - p.at[2]);
+        run_tile(p, tile, columns, offset, scratch);
+        offset += columns * rows_.channels;
+        p.at[2] += static_cast<int32_t>(columns);
+      }
+      p.at[2] = 0;
+      next_row(out, p);
+    }
+    if (params_.mask && last == rows_.count) {
+      // Masks end with a whole 32-bit word, as warps write them: no bit may stay unwritten.
+      const int64_t total = numel(out);
+      for (int b = 0; b < (is_max() ? params_.num_branches : 1); ++b) {
+        uint8_t* mask = params_.mask + b * params_.mask_stride;
+        std::fill(mask + ceil_div(total, 8), mask + 4 * ceil_div(total, 32), uint8_t{0});
+      }
+    }
+  }
+
+ private:
+  static constexpr int64_t kMaxLanes = 16;
+  static constexpr DType kSums = sizeof(acc_t) == 4 ? DType::kFloat32 : DType::kFloat64;
+
+  bool is_max() const { return params_.reduction == Reduction::kMax; }
+
+  // The tile of pixels from p on, which begins at element `offset` of a dense result.
+  void run_tile(const Position& p, int64_t tile, int64_t columns, int64_t offset,
+                Scratch& scratch) const {
+    const int64_t length = columns * rows_.channels;
+    acc_t* total = room(scratch.total, length);
+    if (branches_.is_cat()) {
+      concatenate(p, tile, columns, total, scratch);
+    } else if (is_max()) {
+      maximum(p, tile, columns, total, scratch);
+    } else {
+      sum(p, tile, columns, total, scratch);
+    }
+    if (params_.accumulate) {
+      const Map& out = params_.out;
+      const acc_t* before = copied(out.data, out.dtype, out.stride, p, columns, scratch);
+      ops_.weigh({total, before, acc_t(1), nullptr, nullptr, 1, length, true});
+    }
+    if (params_.gate) {
+      uint8_t* bits = room(scratch.passes, ceil_div(length, 8));
+      ops_.gate(total, aligned_bits(params_.gate, offset, length, bits),
+                static_cast<acc_t>(params_.gate_off), length);
+    }
+    if (params_.grad) {
+      const acc_t* grad =
+          copied(params_.grad, params_.grad_dtype, params_.grad_stride, p, columns, scratch);
+      ops_.differentiate(params_.activation, total, grad, length);
+    } else {
+      const bool saves = params_.mask && has_bit_derivative(params_.activation);
+      // Whole vectors of bits are written.
+      uint8_t* bits = saves ? room(scratch.passes, length / 8 + kMaxLanes) : nullptr;
+      ops_.activate(params_.activation, total, length, bits);
+      if (params_.mask) place_masks(offset, length, bits, scratch);
+    }
+    store(p, columns, offset, total);
+  }
+
+  void sum(const Position& p, int64_t tile, int64_t columns, acc_t* total, Scratch& scratch) const {
+    const Weights& weights = params_.weights;
+    const PixelWeights& of_pixels = params_.pixel_weights;
+    for (int b = 0; b < params_.num_branches; ++b) {
+      const bool weighted =
+          (weights.data && b < weights.count) || (of_pixels.data && b < of_pixels.count);
+      if (b == 0 && !weighted) {
+        branches_.write(b, p, tile, columns, total, scratch.branches);
+        continue;
+      }
+      acc_t* value = room(scratch.value, columns * rows_.channels);
+      branches_.write(b, p, tile, columns, value, scratch.branches);
+      WeighArgs<acc_t> args{total,   value,   acc_t(1),       nullptr,
+                            nullptr, columns, rows_.channels, b > 0};
+      set_factors(args, weights, of_pixels, b, p, params_.out);
+      ops_.weigh(args);
+    }
+  }
+
+  void maximum(const Position& p, int64_t tile, int64_t columns, acc_t* total,
+               Scratch& scratch) const {
+    const int64_t length = columns * rows_.channels, bytes = length / 8 + kMaxLanes;
+    branches_.write(0, p, tile, columns, total, scratch.branches);
+    std::fill_n(room(scratch.wins[0], bytes), bytes, uint8_t{0xff});
+    for (int b = 1; b < params_.num_branches; ++b) {
+      acc_t* value = room(scratch.value, length);
+      branches_.write(b, p, tile, columns, value, scratch.branches);
+      ops_.maximum(total, value, length, room(scratch.wins[b], bytes));
+    }
+  }
+
+  void concatenate(const Position& p, int64_t tile, int64_t columns, acc_t* total,
+                   Scratch& scratch) const {
+    for (int b = 0; b < params_.num_branches; ++b) {
+      const int64_t channels = branches_.channels(b);
+      if (!params_.out.channels_last) {
+        if (branches_.has_channel(b, p.c))
+          branches_.write(b, p, tile, columns, total, scratch.branches);
+        continue;
+      }
+      if (channels == 0) continue;
+      acc_t* value = room(scratch.value, columns * channels);
+      branches_.write(b, p, tile, columns, value, scratch.branches);
+      acc_t* to = total + params_.branches[b].channel_begin;
+      for (int64_t k = 0; k < columns; ++k)
+        std::copy_n(value + k * channels, channels, to + k * rows_.channels);
+    }
+  }
+
+  // Pixels from p on of a map of the result's size, widened.
+  const acc_t* copied(const void* data, DType dtype, const int64_t (&stride)[kDims],
+                      const Position& p, int64_t columns, Scratch& scratch) const {
+    acc_t* copy = room(scratch.copy, columns * rows_.channels);
+    load_stretch(copy, advance(data, dtype, offset_in(stride, p)), dtype,
+                 {columns, rows_.channels, stride[4], stride[1]}, ops_);
+    return copy;
+  }
+
+  void place_masks(int64_t offset, int64_t length, const uint8_t* passes, Scratch& scratch) const {
+    if (!is_max()) {
+      place_bits(params_.mask, offset, passes, length);
+      return;
+    }
+    // What a later branch took is not a branch's own. The derivative of a leaky ReLU does not
+    // vanish, so its bits say nothing here.
+    const bool gates = passes && params_.activation != Activation::kLeakyRelu;
+    const int64_t bytes = ceil_div(length, 8);
+    for (int b = 0; b < params_.num_branches; ++b) {
+      uint8_t* wins = scratch.wins[b].data();
+      for (int64_t i = 0; i < bytes; ++i) {
+        for (int later = b + 1; later < params_.num_branches; ++later)
+          wins[i] = static_cast<uint8_t>(wins[i] & ~scratch.wins[later][i]);
+        if (gates) wins[i] = static_cast<uint8_t>(wins[i] & passes[i]);
+      }
+      place_bits(params_.mask + b * params_.mask_stride, offset, wins, length);
+    }
+  }
+
+  void store(const Position& p, int64_t columns, int64_t offset, const acc_t* total) const {
+    const Map& out = params_.out;
+    const int64_t length = columns * rows_.channels;
+    if (params_.dense) return store_run(advance(out.data, out.dtype, offset), total, length);
+    void* to = advance(out.data, out.dtype, offset_in(out.stride, p));
+    const Stretch stretch{columns, rows_.channels, out.stride[4], out.stride[1]};
+    if (!stretch.is_vectorizable()) return store_stretch(to, out.dtype, stretch, total);
+    if (rows_.channels == 1) return store_run(to, total, length);
+    for (int64_t k = 0; k < columns; ++k)
+      store_run(advance(to, out.dtype, k * stretch.column_stride), total + k * rows_.channels,
+                rows_.channels);
+  }
+
+  void store_run(void* to, const acc_t* values, int64_t length) const {
+    const void* row = values;
+    const acc_t one = 1;
+    ops_.combine({to,
+                  nullptr,
+                  nullptr,
+                  &row,
+                  nullptr,
+                  &one,
+                  1,
+                  kSums,
+                  1,
+                  length,
+                  length,
+                  0,
+                  {nullptr, nullptr, false, params_.out.dtype}});
+  }
+
+  const GatherParams& params_;
+  const RowOps<acc_t>& ops_;
+  const Rows rows_;
+  const BranchRowsCpu<acc_t> branches_;
+};
+
+}  // namespace msr

@@ -1,0 +1,238 @@
+"""All weights, activations and sources, and the maximum; one gather, or many in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _ops, _spec
+from ._higher import extended_twice
+from ._linear import Size, flat, packed, passed, spaced, twice
+
+
+class Gather(NamedTuple):
+    """The arguments of one gather, as the raw operator takes them."""
+
+    inputs: Sequence[Tensor]
+    weights: Tensor | None
+    pixel_weights: Tensor | None
+    size: Size
+    spec: int
+    scales: Sequence[float]
+    windows: Sequence[int]
+
+    def tensors(self) -> list[Tensor | None]:
+        """The differentiable arguments."""
+        return [self.weights, self.pixel_weights, *self.inputs]
+
+    def with_tensors(self, tensors: Iterator[Any]) -> Gather:
+        """The same arguments with the next of other tensors."""
+        weights, pixel_weights = next(tensors), next(tensors)
+        inputs = [next(tensors) for _ in self.inputs]
+        return self._replace(inputs=inputs, weights=weights, pixel_weights=pixel_weights)
+
+    def requires_grad(self) -> bool:
+        return any(t is not None and t.requires_grad for t in self.tensors())
+
+
+class Backward:
+    """What the backward of one gather needs, but for the tensors that it keeps."""
+
+    def __init__(self, gather: Gather, needs: Sequence[bool]) -> None:
+        """``needs``: which of ``gather.tensors()`` need a gradient."""
+        self.size, self.spec = gather.size, gather.spec
+        self.scales, self.windows = gather.scales, gather.windows
+        self.shapes = [tuple(x.shape) for x in gather.inputs]
+        self.requests = [
+            _spec.request(x, wanted) for x, wanted in zip(gather.inputs, needs[2:], strict=True)
+        ]
+        activation = _spec.activation_of(self.spec)
+        is_max = bool(self.spec & _spec.MAX)
+        # The bits of a maximum say which map it is; a leaky ReLU's would be a second set.
+        self.recomputes = activation is not None and (
+            activation not in _spec.BIT_ACTIVATIONS or (is_max and activation == "leaky_relu")
+        )
+        self.wants_weights = gather.weights is not None and needs[0]
+        self.wants_pixels = gather.pixel_weights is not None and needs[1]
+        self.has_mask = is_max or activation in _spec.BIT_ACTIVATIONS
+        self.num_indices = 0
+
+    def kept(self, gather: Gather, mask: Tensor, indices: Sequence[Tensor]) -> list[Tensor | None]:
+        """The tensors to save."""
+        self.num_indices = len(indices)
+        needs_values = self.recomputes or self.wants_weights or self.wants_pixels
+        return [
+            gather.weights,
+            gather.pixel_weights,
+            mask if self.has_mask else None,
+            *indices,
+            *(gather.inputs if needs_values else ()),
+        ]
+
+    def gradients(self, grad: Tensor, kept: Sequence[Any]) -> list[Tensor | None]:
+        """The gradients of ``gather.tensors()``."""
+        weights, pixel_weights, gate, *rest = kept
+        indices, values = rest[: self.num_indices], rest[self.num_indices :]
+        if twice():
+            return extended_twice(self, grad, weights, pixel_weights, gate, indices, values)
+        accumulate = _spec.accumulation_dtype(self.spec)
+        if self.recomputes:
+            grad = _ops.gather_extended(
+                values, weights, pixel_weights, None, grad, self.size,
+                _spec.with_dtype(self.spec, accumulate), self.scales, self.windows,
+            )[0]  # fmt: skip
+        spec = _spec.replace_result(self.spec, accumulate)
+        grads: list[Tensor | None] = [None] * len(self.shapes)
+        left = list(self.requests)
+        if gate is None:
+            weighted = max(_count(weights), _count(pixel_weights))
+            grads, left = passed(grad, self.shapes, spec, left, weighted, self.recomputes)
+        d_weights: Tensor | None = None
+        if self.wants_weights or any(bits & _spec.REQUEST_WANTED for bits in left):
+            wanted, d_weights = _ops.spread_extended(
+                grad, gate, weights, pixel_weights, values if self.wants_weights else [], indices,
+                flat(self.shapes), spec, packed(left), self.scales, self.windows,
+            )  # fmt: skip
+            for i, value in enumerate(spaced(wanted, left)):
+                if value is not None:
+                    grads[i] = value
+        d_pixels: Tensor | None = None
+        if self.wants_pixels:
+            count, rank = pixel_weights.shape[1], len(self.size)
+            d_pixels = _ops.pixel_weight_grads(
+                grad, values[:count], weights, gate, spec, self.scales[: count * rank],
+                self.windows[: 3 * count * rank],
+            )  # fmt: skip
+            if pixel_weights.shape[0] != d_pixels.shape[0]:
+                d_pixels = d_pixels.sum(0, keepdim=True)
+        return [d_weights if self.wants_weights else None, d_pixels, *grads]
+
+
+class ExtendedFunction(torch.autograd.Function):
+    """``act(reduce_i w_i p_i R_i(x_i))``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        size: Size,
+        spec: int,
+        scales: Sequence[float],
+        windows: Sequence[int],
+        weights: Tensor | None,
+        pixel_weights: Tensor | None,
+        *inputs: Tensor,
+    ) -> Tensor:
+        gather = Gather(inputs, weights, pixel_weights, size, spec, scales, windows)
+        output, mask, indices = _ops.gather_extended(
+            inputs,
+            weights,
+            pixel_weights,
+            None,
+            None,
+            size,
+            spec | _spec.SAVE,
+            scales,
+            windows or _spec.NO_WINDOWS,
+        )
+        ctx.job = Backward(gather, ctx.needs_input_grad[4:])
+        ctx.save_for_backward(*ctx.job.kept(gather, mask, indices))
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, None, None, *ctx.job.gradients(grad_outputs[0], ctx.saved_tensors)
+
+
+class ManyFunction(torch.autograd.Function):
+    """Independent gathers, forward in one call."""
+
+    @staticmethod
+    def forward(ctx: Any, jobs: Sequence[Gather], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        """``tensors``: those of all jobs, which autograd wants to see one by one."""
+        given = iter(tensors)
+        jobs = [job.with_tensors(given) for job in jobs]
+        outputs, masks, indices = gather_many(jobs, _spec.SAVE)
+        ctx.set_materialize_grads(False)
+        ctx.jobs, ctx.lengths = [], []
+        kept: list[Tensor | None] = []
+        first = 1
+        remaining = iter(indices)
+        for job, mask in zip(jobs, masks, strict=True):
+            count = len(job.inputs)
+            backward = Backward(job, ctx.needs_input_grad[first : first + 2 + count])
+            pools = [i for i in range(count) if _spec.mode_of(job.spec, i) == _spec.MAX_POOL]
+            own = backward.kept(job, mask, [next(remaining) for _ in pools])
+            ctx.jobs.append(backward)
+            ctx.lengths.append(len(own))
+            kept += own
+            first += 2 + count
+        ctx.save_for_backward(*kept)
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+        kept = list(ctx.saved_tensors)
+        found: list[Tensor | None] = [None]
+        for job, length, grad in zip(ctx.jobs, ctx.lengths, grad_outputs, strict=True):
+            own, kept = kept[:length], kept[length:]
+            if grad is None:
+                found += [None] * (2 + len(job.shapes))
+            else:
+                found += job.gradients(grad, own)
+        return tuple(found)
+
+
+def gather_many(
+    jobs: Sequence[Gather], bits: int = 0
+) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
+    """The raw operator; ``bits`` are added to every job's.
+
+    Scales and windows are given for all jobs or for none.
+    """
+    inputs: list[Tensor] = []
+    weights: list[Tensor] = []
+    pixel_weights: list[Tensor] = []
+    specs: list[int] = []
+    for job in jobs:
+        inputs += job.inputs
+        spec = job.spec | bits
+        if job.weights is not None:
+            weights.append(job.weights)
+            spec |= _spec.HAS_WEIGHTS
+        if job.pixel_weights is not None:
+            pixel_weights.append(job.pixel_weights)
+            spec |= _spec.HAS_PIXEL_WEIGHTS
+        specs.append(spec)
+    found: tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]] = _ops.gather_many(
+        inputs,
+        [len(job.inputs) for job in jobs],
+        weights or inputs[:1],  # no empty list: see _spec.NO_WINDOWS
+        pixel_weights or inputs[:1],
+        [n for job in jobs for n in job.size],
+        specs,
+        _of_all(jobs, [job.scales for job in jobs], [0.0]),
+        _of_all(jobs, [job.windows for job in jobs], [1, 1, 0]) or _spec.NO_WINDOWS,
+    )
+    return found
+
+
+def _of_all(
+    jobs: Sequence[Gather], lists: Sequence[Sequence[Any]], neutral: list[Any]
+) -> list[Any]:
+    """One list of all jobs' entries, empty if none has any."""
+    if not any(lists):
+        return []
+    entries: list[Any] = []
+    for job, own in zip(jobs, lists, strict=True):
+        entries += own or neutral * (len(job.inputs) * len(job.size))
+    return entries
+
+
+def _count(weights: Tensor | None) -> int:
+    """How many of the first maps have a weight."""
+    if weights is None:
+        return 0
+    return weights.shape[0] if weights.dim() == 1 else weights.shape[1]

@@ -1,0 +1,231 @@
+"""The backward of the extended gather as a differentiable expression, for higher derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _ops, _spec
+from ..reference import activate
+from ._linear import GatherFunction, Size, spread
+
+
+class TakeFunction(torch.autograd.Function):
+    """The elements of a map that a max-pooling took: linear in the map."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, index: Tensor, flat: Tensor, spec: int, windows: Sequence[int]
+    ) -> Tensor:
+        ctx.save_for_backward(index, flat)
+        ctx.shape, ctx.spec, ctx.windows = tuple(input.shape), spec, windows
+        return input.flatten(2).gather(2, flat.flatten(2)).view(flat.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        index, flat = ctx.saved_tensors
+        grad = PutBackFunction.apply(grad_outputs[0], index, flat, ctx.shape, ctx.spec, ctx.windows)
+        return grad, None, None, None, None
+
+
+class PutBackFunction(torch.autograd.Function):
+    """The adjoint of :class:`TakeFunction`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        grad: Tensor,
+        index: Tensor,
+        flat: Tensor,
+        shape: Size,
+        spec: int,
+        windows: Sequence[int],
+    ) -> Tensor:
+        ctx.save_for_backward(index, flat)
+        ctx.spec, ctx.windows = spec, windows
+        request = _spec.DTYPES.index(grad.dtype) << _spec.REQUEST_DTYPE_SHIFT
+        return _ops.spread_extended(
+            grad, None, None, None, [], [index], list(shape), spec,
+            request | _spec.REQUEST_WANTED, [], windows,
+        )[0][0]  # fmt: skip
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        index, flat = ctx.saved_tensors
+        grad = TakeFunction.apply(grad_outputs[0], index, flat, ctx.spec, ctx.windows)
+        return grad, None, None, None, None, None
+
+
+def extended_twice(
+    ctx: Any,
+    grad: Tensor,
+    weights: Tensor | None,
+    pixel_weights: Tensor | None,
+    gate: Tensor | None,
+    indices: Sequence[Tensor],
+    values: Sequence[Tensor],
+) -> list[Tensor | None]:
+    """Gradients of an extended gather as a differentiable expression, for higher derivatives.
+
+    The resamplings run on kernels; products, activations and their derivatives are PyTorch's.
+
+    Returns:
+        Gradients of the weights, of the pixel weights and of the maps.
+    """
+    accumulate = _spec.accumulation_dtype(ctx.spec)
+    rank, count = len(ctx.size), len(ctx.shapes)
+    is_cat, is_max = bool(ctx.spec & _spec.CAT), bool(ctx.spec & _spec.MAX)
+    grad = grad.to(accumulate)
+    remaining = iter(indices)
+    branches = [_Branch(ctx, i, accumulate, remaining) for i in range(count)]
+    gates: list[Tensor | None] = [None] * count
+    if gate is not None:
+        factors = (
+            [_unpacked(bits, grad.shape, ctx.spec) for bits in gate.chunk(count)]
+            if (is_max)
+            else [_unpacked(gate, grad.shape, ctx.spec)] * count
+        )
+        gates = list(factors)
+    of_branch: list[list[Tensor]] = []  # the factors of each
+    for i in range(count):
+        factors = []
+        if weights is not None and i < weights.shape[1]:
+            factors.append(weights[:, i].view(-1, weights.shape[2], *[1] * rank))
+        if pixel_weights is not None and i < pixel_weights.shape[1]:
+            factors.append(pixel_weights[:, i])
+        of_branch.append(factors)
+    resampled = [b.resample(x.to(accumulate)) for b, x in zip(branches, values, strict=False)]
+    if ctx.recomputes:
+        terms = [_product([r, *f]) for r, f in zip(resampled, of_branch, strict=True)]
+        if is_cat:
+            z = torch.cat([t.expand(grad.shape[0], *t.shape[1:]) for t in terms], 1)
+        else:
+            z = torch.zeros_like(grad)
+            for term, factor in zip(terms, gates, strict=True):
+                z = z + (term if factor is None else term * factor)
+        (grad,) = torch.autograd.grad(
+            activate(z, _spec.activation_of(ctx.spec)), z, grad, create_graph=True
+        )
+    d_maps: list[Tensor | None] = []
+    d_weights: list[Tensor] = []
+    d_pixels: list[Tensor] = []
+    channel = 0
+    for i, branch in enumerate(branches):
+        part = grad.narrow(1, channel, ctx.shapes[i][1]) if is_cat else grad
+        mask = gates[i]
+        if mask is not None:
+            part = part * (mask.narrow(1, channel, ctx.shapes[i][1]) if is_cat else mask)
+        channel += ctx.shapes[i][1]
+        bits = ctx.requests[i]
+        d_map = None
+        if bits & _spec.REQUEST_WANTED:
+            d_map = branch.put_back(_product([part, *of_branch[i]]))
+            d_map = d_map.to(_spec.DTYPES[bits >> _spec.REQUEST_DTYPE_SHIFT])
+        d_maps.append(d_map)
+        if ctx.wants_weights and i < weights.shape[1]:  # type: ignore[union-attr]
+            share = part * resampled[i]
+            if pixel_weights is not None and i < pixel_weights.shape[1]:
+                share = share * pixel_weights[:, i]
+            share = share.flatten(2).sum(2)
+            d_weights.append(share.sum_to_size(weights.shape[0], weights.shape[2]))  # type: ignore[union-attr]
+        if ctx.wants_pixels and i < pixel_weights.shape[1]:  # type: ignore[union-attr]
+            share = part * resampled[i]
+            if weights is not None and i < weights.shape[1]:
+                share = share * weights[:, i].view(-1, weights.shape[2], *[1] * rank)
+            d_pixels.append(share.sum_to_size(pixel_weights.shape[0], 1, *ctx.size))  # type: ignore[union-attr]
+    return [
+        torch.stack(d_weights, 1) if ctx.wants_weights else None,
+        torch.stack(d_pixels, 1) if ctx.wants_pixels else None,
+        *d_maps,
+    ]
+
+
+def _product(factors: Sequence[Tensor]) -> Tensor:
+    result = factors[0]
+    for factor in factors[1:]:
+        result = result * factor
+    return result
+
+
+def _unpacked(mask: Tensor, shape: Sequence[int], spec: int) -> Tensor:
+    """A bitmask as factors on each element of a result of that shape."""
+    bits = mask.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8, device=mask.device) & 1
+    numel = 1
+    for size in shape:
+        numel *= size
+    strides = _spec.dense_strides(shape, bool(spec & _spec.CHANNELS_LAST))
+    factors = bits.flatten()[:numel].as_strided(tuple(shape), strides)
+    factors = factors.to(_spec.accumulation_dtype(spec))
+    if _spec.activation_of(spec) == "leaky_relu" and not spec & _spec.MAX:
+        factors = factors + (1 - factors) * _spec.LEAKY_SLOPE
+    return factors
+
+
+class _Branch:
+    """One map of an extended gather: its resampling alone, and the adjoint."""
+
+    def __init__(
+        self, ctx: Any, number: int, accumulate: torch.dtype, indices: Iterator[Tensor]
+    ) -> None:
+        rank = len(ctx.size)
+        mode = _spec.mode_of(ctx.spec, number)
+        self.size = tuple(ctx.size)
+        self.shape = ctx.shapes[number]
+        self.scales = list(ctx.scales[number * rank : (number + 1) * rank])
+        self.windows = list(ctx.windows[3 * number * rank : 3 * (number + 1) * rank])
+        self.index: Tensor | None = next(indices) if mode == _spec.MAX_POOL else None
+        self.batch = max(1, self.shape[0])
+        layout = ctx.spec & _spec.CHANNELS_LAST if self.index is not None else 0
+        self.spec = (
+            mode
+            | layout
+            | _spec.DTYPES.index(accumulate) << _spec.DTYPE_SHIFT
+            | (_spec.ACCUMULATE_DOUBLE if accumulate == torch.float64 else 0)
+        )
+        self.request = (
+            _spec.DTYPES.index(accumulate) << _spec.REQUEST_DTYPE_SHIFT | _spec.REQUEST_WANTED
+        )
+
+    def resample(self, value: Tensor) -> Tensor:
+        if self.index is not None:
+            flat = self._taken(value.device)
+            return TakeFunction.apply(value, self.index, flat, self.spec, self.windows)
+        return GatherFunction.apply(
+            self.size, self.spec, self.scales, self.windows, None, None, value
+        )
+
+    def put_back(self, grad: Tensor) -> Tensor:
+        """The adjoint; the gradient of a map that was broadcast over the batch is the sum."""
+        if grad.shape[0] != self.shape[0]:
+            grad = grad.sum(0, keepdim=True)
+        if self.index is not None:
+            flat = self._taken(grad.device)
+            return PutBackFunction.apply(
+                grad, self.index, flat, self.shape, self.spec, self.windows
+            )
+        found = spread(
+            grad, None, [self.shape], self.spec, [self.request], self.scales, self.windows
+        )[0]
+        assert found is not None
+        return found
+
+    def _taken(self, device: torch.device) -> Tensor:
+        """Of every element of the pooled map: the number of the one that was taken in its plane."""
+        assert self.index is not None
+        shape = (*self.shape[:2], *self.size)
+        strides = _spec.dense_strides(shape, bool(self.spec & _spec.CHANNELS_LAST))
+        code = self.index.as_strided(shape, strides).long()
+        rank = len(self.size)
+        flat = torch.zeros_like(code)
+        step = 1
+        for axis in range(rank - 1, -1, -1):
+            kernel, stride, padding = self.windows[3 * axis : 3 * axis + 3]
+            corner = torch.arange(self.size[axis], device=device) * stride - padding
+            corner = corner.view(-1, *[1] * (rank - 1 - axis))
+            flat = flat + step * (corner + code % kernel)
+            code = code // kernel
+            step *= self.shape[2 + axis]
+        return flat
