@@ -28,6 +28,7 @@ from kernel_truth import (
     transposed_cases,
     within,
 )
+from test_support import SOURCES, sizes
 
 from msr_cuda import Pool, _spec
 
@@ -197,11 +198,38 @@ def closed_gate_takes_nan_away() -> list[cases_io.Case]:
     ]  # fmt: skip
 
 
+def every_mode() -> Iterator[tuple[Case, torch.dtype]]:
+    """Every operator in every mode and rank, each in one layout and type: they take turns."""
+    turn = 0
+    for operator in ("resample", "resample_sum", "resample_cat", "resample_max"):
+        for name, options in SOURCES.items():
+            for rank in support.RANKS:
+                pools = isinstance(options["mode"], Pool)
+                if pools and operator == "resample":
+                    continue  # no source of its own
+                before, after = sizes(options["mode"], rank)
+                kwargs = {**options, "size": after}
+                if pools:
+                    kwargs["mode"] = [options["mode"], "nearest"]
+                layouts = [a for a in support.LAYOUTS if rank > 1 or a != "channels_last"]
+                count = 1 if operator == "resample" else 2
+                shapes = ((2, 3, *before), (2, 3, *after))[:count]
+                # Of a maximum, halves would have ties that rounding breaks.
+                dtypes = (torch.float32, torch.float64) if operator == "resample_max" else DTYPES
+                layout = layouts[turn // 4 % len(layouts)]
+                case = Case(f"{operator} {name} {rank}-D", operator, shapes, kwargs, False,
+                            (layout,) * count)  # fmt: skip
+                yield case, dtypes[turn % len(dtypes)]
+                turn += 1
+
+
 def whole_calls() -> Iterator[tuple[int, Case, torch.dtype]]:
     """The calls of public functions, numbered, that are run as kernels and held to the reference.
 
-    float32 for every case, each other type for a third of them.
+    Of the tables of cases, float32 for every case, each other type for a third of them.
     """
+    for number, (case, dtype) in enumerate(every_mode()):
+        yield number, case, dtype
     for number, case in enumerate([*CASES, *WINDOW_CASES, *EXTENDED_CASES, *many_reads()]):
         if 0 in case.shapes[0]:
             continue  # nothing is launched for an empty result

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _ops, _spec
-from ._higher import extended_twice
+from . import _higher
 from ._linear import Size, flat, packed, passed, spaced, twice
 
 
@@ -77,7 +77,7 @@ class Backward:
         weights, pixel_weights, gate, *rest = kept
         indices, values = rest[: self.num_indices], rest[self.num_indices :]
         if twice():
-            return extended_twice(self, grad, weights, pixel_weights, gate, indices, values)
+            return _higher.gradients(self, grad, weights, pixel_weights, gate, indices, values)
         accumulate = _spec.accumulation_dtype(self.spec)
         if self.recomputes:
             grad = _ops.gather_extended(

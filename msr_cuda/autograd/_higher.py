@@ -59,8 +59,8 @@ class PutBackFunction(torch.autograd.Function):
         return grad, None, None, None, None, None
 
 
-def extended_twice(
-    ctx: Any,
+def gradients(
+    job: Any,
     grad: Tensor,
     weights: Tensor | None,
     pixel_weights: Tensor | None,
@@ -68,86 +68,103 @@ def extended_twice(
     indices: Sequence[Tensor],
     values: Sequence[Tensor],
 ) -> list[Tensor | None]:
-    """Gradients of an extended gather as a differentiable expression, for higher derivatives.
+    """The gradients of the weights, of the pixel weights and of the maps, differentiable.
 
     The resamplings run on kernels; products, activations and their derivatives are PyTorch's.
 
-    Returns:
-        Gradients of the weights, of the pixel weights and of the maps.
+    Args:
+        job: what the backward of this gather knows (``_extended.Backward``).
+        grad: of the result.
+        weights, pixel_weights, gate, indices, values: what the forward kept.
     """
-    accumulate = _spec.accumulation_dtype(ctx.spec)
-    rank, count = len(ctx.size), len(ctx.shapes)
-    is_cat, is_max = bool(ctx.spec & _spec.CAT), bool(ctx.spec & _spec.MAX)
+    accumulate = _spec.accumulation_dtype(job.spec)
     grad = grad.to(accumulate)
     remaining = iter(indices)
-    branches = [_Branch(ctx, i, accumulate, remaining) for i in range(count)]
-    gates: list[Tensor | None] = [None] * count
-    if gate is not None:
-        factors = (
-            [_unpacked(bits, grad.shape, ctx.spec) for bits in gate.chunk(count)]
-            if (is_max)
-            else [_unpacked(gate, grad.shape, ctx.spec)] * count
-        )
-        gates = list(factors)
-    of_branch: list[list[Tensor]] = []  # the factors of each
-    for i in range(count):
-        factors = []
-        if weights is not None and i < weights.shape[1]:
-            factors.append(weights[:, i].view(-1, weights.shape[2], *[1] * rank))
-        if pixel_weights is not None and i < pixel_weights.shape[1]:
-            factors.append(pixel_weights[:, i])
-        of_branch.append(factors)
+    branches = [_Branch(job, i, accumulate, remaining) for i in range(len(job.shapes))]
+    gates = _gates(gate, grad.shape, job.spec, len(branches))
+    of_weights = [_of_weights(weights, i, len(job.size)) for i in range(len(branches))]
+    of_pixels = [_of_pixels(pixel_weights, i) for i in range(len(branches))]
     resampled = [b.resample(x.to(accumulate)) for b, x in zip(branches, values, strict=False)]
-    if ctx.recomputes:
-        terms = [_product([r, *f]) for r, f in zip(resampled, of_branch, strict=True)]
-        if is_cat:
-            z = torch.cat([t.expand(grad.shape[0], *t.shape[1:]) for t in terms], 1)
-        else:
-            z = torch.zeros_like(grad)
-            for term, factor in zip(terms, gates, strict=True):
-                z = z + (term if factor is None else term * factor)
+    if job.recomputes:
+        z = _before_activation(job, grad, resampled, of_weights, of_pixels, gates)
         (grad,) = torch.autograd.grad(
-            activate(z, _spec.activation_of(ctx.spec)), z, grad, create_graph=True
+            activate(z, _spec.activation_of(job.spec)), z, grad, create_graph=True
         )
     d_maps: list[Tensor | None] = []
     d_weights: list[Tensor] = []
     d_pixels: list[Tensor] = []
     channel = 0
     for i, branch in enumerate(branches):
-        part = grad.narrow(1, channel, ctx.shapes[i][1]) if is_cat else grad
-        mask = gates[i]
-        if mask is not None:
-            part = part * (mask.narrow(1, channel, ctx.shapes[i][1]) if is_cat else mask)
-        channel += ctx.shapes[i][1]
-        bits = ctx.requests[i]
+        part = _product(grad, gates[i])
+        if job.spec & _spec.CAT:
+            part = part.narrow(1, channel, branch.shape[1])
+            channel += branch.shape[1]
+        bits = job.requests[i]
         d_map = None
         if bits & _spec.REQUEST_WANTED:
-            d_map = branch.put_back(_product([part, *of_branch[i]]))
+            d_map = branch.put_back(_product(part, of_weights[i], of_pixels[i]))
             d_map = d_map.to(_spec.DTYPES[bits >> _spec.REQUEST_DTYPE_SHIFT])
         d_maps.append(d_map)
-        if ctx.wants_weights and i < weights.shape[1]:  # type: ignore[union-attr]
-            share = part * resampled[i]
-            if pixel_weights is not None and i < pixel_weights.shape[1]:
-                share = share * pixel_weights[:, i]
-            share = share.flatten(2).sum(2)
-            d_weights.append(share.sum_to_size(weights.shape[0], weights.shape[2]))  # type: ignore[union-attr]
-        if ctx.wants_pixels and i < pixel_weights.shape[1]:  # type: ignore[union-attr]
-            share = part * resampled[i]
-            if weights is not None and i < weights.shape[1]:
-                share = share * weights[:, i].view(-1, weights.shape[2], *[1] * rank)
-            d_pixels.append(share.sum_to_size(pixel_weights.shape[0], 1, *ctx.size))  # type: ignore[union-attr]
+        if job.wants_weights and weights is not None and i < weights.shape[1]:
+            share = _product(part, resampled[i], of_pixels[i]).flatten(2).sum(2)
+            d_weights.append(share.sum_to_size(weights.shape[0], weights.shape[2]))
+        if job.wants_pixels and pixel_weights is not None and i < pixel_weights.shape[1]:
+            share = _product(part, resampled[i], of_weights[i])
+            d_pixels.append(share.sum_to_size(pixel_weights.shape[0], 1, *job.size))
     return [
-        torch.stack(d_weights, 1) if ctx.wants_weights else None,
-        torch.stack(d_pixels, 1) if ctx.wants_pixels else None,
+        torch.stack(d_weights, 1) if job.wants_weights else None,
+        torch.stack(d_pixels, 1) if job.wants_pixels else None,
         *d_maps,
     ]
 
 
-def _product(factors: Sequence[Tensor]) -> Tensor:
-    result = factors[0]
-    for factor in factors[1:]:
-        result = result * factor
-    return result
+def _before_activation(
+    job: Any,
+    like: Tensor,
+    resampled: Sequence[Tensor],
+    of_weights: Sequence[Tensor | None],
+    of_pixels: Sequence[Tensor | None],
+    gates: Sequence[Tensor | None],
+) -> Tensor:
+    """The sum, the concatenation, or (by its gates) the maximum."""
+    factors = zip(resampled, of_weights, of_pixels, gates, strict=True)
+    terms = [_product(*branch) for branch in factors]
+    if job.spec & _spec.CAT:
+        return torch.cat([term.expand(like.shape[0], *term.shape[1:]) for term in terms], 1)
+    z = torch.zeros_like(like)
+    for term in terms:
+        z = z + term
+    return z
+
+
+def _gates(
+    gate: Tensor | None, shape: Sequence[int], spec: int, count: int
+) -> Sequence[Tensor | None]:
+    """The bits that were kept as factors of each branch."""
+    if gate is None:
+        return [None] * count
+    if spec & _spec.MAX:
+        return [_unpacked(bits, shape, spec) for bits in gate.chunk(count)]
+    return [_unpacked(gate, shape, spec)] * count
+
+
+def _of_weights(weights: Tensor | None, branch: int, rank: int) -> Tensor | None:
+    if weights is None or branch >= weights.shape[1]:
+        return None
+    return weights[:, branch].view(-1, weights.shape[2], *[1] * rank)
+
+
+def _of_pixels(pixel_weights: Tensor | None, branch: int) -> Tensor | None:
+    if pixel_weights is None or branch >= pixel_weights.shape[1]:
+        return None
+    return pixel_weights[:, branch]
+
+
+def _product(first: Tensor, *others: Tensor | None) -> Tensor:
+    for other in others:
+        if other is not None:
+            first = first * other
+    return first
 
 
 def _unpacked(mask: Tensor, shape: Sequence[int], spec: int) -> Tensor:
@@ -168,17 +185,16 @@ class _Branch:
     """One map of an extended gather: its resampling alone, and the adjoint."""
 
     def __init__(
-        self, ctx: Any, number: int, accumulate: torch.dtype, indices: Iterator[Tensor]
+        self, job: Any, number: int, accumulate: torch.dtype, indices: Iterator[Tensor]
     ) -> None:
-        rank = len(ctx.size)
-        mode = _spec.mode_of(ctx.spec, number)
-        self.size = tuple(ctx.size)
-        self.shape = ctx.shapes[number]
-        self.scales = list(ctx.scales[number * rank : (number + 1) * rank])
-        self.windows = list(ctx.windows[3 * number * rank : 3 * (number + 1) * rank])
+        rank = len(job.size)
+        mode = _spec.mode_of(job.spec, number)
+        self.size = tuple(job.size)
+        self.shape = job.shapes[number]
+        self.scales = list(job.scales[number * rank : (number + 1) * rank])
+        self.windows = list(job.windows[3 * number * rank : 3 * (number + 1) * rank])
         self.index: Tensor | None = next(indices) if mode == _spec.MAX_POOL else None
-        self.batch = max(1, self.shape[0])
-        layout = ctx.spec & _spec.CHANNELS_LAST if self.index is not None else 0
+        layout = job.spec & _spec.CHANNELS_LAST if self.index is not None else 0
         self.spec = (
             mode
             | layout

@@ -1,0 +1,51 @@
+// Rows as vectors of the instruction set of the including file, and their bits.
+#pragma once
+
+#include <type_traits>
+
+#include "row_ops.h"
+#include "vec_cpu.h"
+
+namespace msr {
+namespace {
+
+// Writes bits [k, k + lanes) of a bit row, where lanes divides 8 or is 16 and k is a multiple of
+// it. The first ones of a byte clear the rest of it.
+template <int kLanes>
+MSR_INLINE void put_bits(uint8_t* bits, int64_t k, uint32_t value) {
+  if constexpr (kLanes == 16) {
+    const auto both = static_cast<uint16_t>(value);
+    memcpy(bits + (k >> 3), &both, sizeof both);
+  } else if constexpr (kLanes == 8) {
+    bits[k >> 3] = static_cast<uint8_t>(value);
+  } else {
+    const uint32_t before = (k & 7) == 0 ? 0u : bits[k >> 3];
+    bits[k >> 3] = static_cast<uint8_t>(before | value << (k & 7));
+  }
+}
+
+// Calls step(vector type, k) for whole vectors: for rows of S and results of T. kOverlap: the last
+// one ends where the run ends, whatever it writes again; otherwise, and in shorter runs,
+// step(scalar, k) does the rest.
+template <typename vec_t, bool kOverlap, typename S, typename T, typename F>
+MSR_INLINE void for_each_lane_block(int64_t length, F&& step) {
+  constexpr int kLanes = vec_t::kLanes;
+  int64_t k = 0;
+#if defined(MSR_ISA_AVX2)
+  if constexpr (std::is_same_v<S, BFloat16> && std::is_same_v<T, BFloat16>) {
+    for (; k + VecPair::kLanes <= length; k += VecPair::kLanes) step(VecPair{}, k);
+  }
+#endif
+  for (; k + kLanes <= length; k += kLanes) step(vec_t{}, k);
+  if constexpr (kLanes > 1) {
+    if (k == length) return;
+    if (kOverlap && length > kLanes) return step(vec_t{}, length - kLanes);
+    for (; k < length; ++k) {
+      __asm__ volatile("");  // keeps the compiler from making vectors of the few that are left
+      step(Scalar<typename vec_t::acc_t>{}, k);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace msr
