@@ -234,10 +234,10 @@ def make_commands(plan: Plan, base: type[setuptools_build_ext]) -> dict[str, typ
                     remove_binaries(folder)
             for folder in folders:
                 record(folder, reason)
-            for extension in self.extensions:
-                binary = Path(self.get_ext_fullpath(extension.name))
-                if binary.exists() and (counts := count_kernels.count_in(binary)):
-                    say(count_kernels.summary(counts))
+            # The binary itself has no symbols left.
+            counts = count_kernels.count_in(sorted(Path(self.build_temp).rglob("*.o")))
+            if counts is not None:
+                say(count_kernels.summary(counts))
 
         def _drop_outdated_cuda_objects(self) -> None:
             """A CPU torch's ninja file does not know which headers a .cu file includes."""

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Counts the instances of every kernel template in a built _C.abi3.so, from its symbols.
+"""Counts the instances of every kernel template in compiled files, from their symbols.
 
-    python build_tools/count_kernels.py path/to/_C.abi3.so
-    python build_tools/count_kernels.py --write docs/kernels.md path/to/_C.abi3.so
+    python build_tools/count_kernels.py build/**/*.o
+    python build_tools/count_kernels.py --write docs/kernels.md build/**/*.o
 
 The build prints the line of the first form; the second writes a table into the page that says why
 there are as many.
@@ -15,6 +15,7 @@ import collections
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 BEGIN, END = "<!-- counted -->", "<!-- end -->"
@@ -49,12 +50,15 @@ def count(symbols: str) -> dict[str, dict[str, int]]:
     return {device: dict(sorted(templates.items())) for device, templates in found.items()}
 
 
-def count_in(binary: Path) -> dict[str, dict[str, int]] | None:
-    """The same of a binary; None where its symbols cannot be read."""
+def count_in(files: Sequence[Path]) -> dict[str, dict[str, int]] | None:
+    """The same of object files; None where their symbols cannot be read."""
+    if not files:
+        return None
     try:
         done = subprocess.run(
-            ["nm", "-C", "--defined-only", str(binary)], capture_output=True, text=True, check=True
-        )
+            ["nm", "-C", "--defined-only", *map(str, files)],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
     except (OSError, subprocess.CalledProcessError):
         return None
     return count(done.stdout)
@@ -84,10 +88,10 @@ def with_table(page: str, counts: dict[str, dict[str, int]]) -> str:
 def main() -> int:
     """Prints the line, and writes the table where it is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("binary", type=Path)
+    parser.add_argument("files", type=Path, nargs="+", help="what the build compiled")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="a page with the markers")
     arguments = parser.parse_args()
-    counts = count_in(arguments.binary)
+    counts = count_in(arguments.files)
     if counts is None:
         print("the symbols cannot be read: is nm there?")
         return 1

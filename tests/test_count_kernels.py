@@ -53,4 +53,5 @@ def test_the_table_stands_between_the_markers(tool: ModuleType) -> None:
 
 
 def test_what_cannot_be_read_has_no_count(tool: ModuleType, tmp_path: Path) -> None:
-    assert tool.count_in(tmp_path / "missing.so") is None
+    assert tool.count_in([tmp_path / "missing.o"]) is None
+    assert tool.count_in([]) is None
