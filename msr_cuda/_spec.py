@@ -149,6 +149,8 @@ ADD_TO_RESULT = 1 << 48
 LEAKY_GATE = 1 << 49
 HAS_WEIGHTS = 1 << 50
 HAS_PIXEL_WEIGHTS = 1 << 51
+#: What the overloads with few arguments do not take: activations after ReLU, the maximum.
+RARE = 14 << ACTIVATION_SHIFT | MAX
 
 # A branch of a spread: four bits each.
 REQUEST_WANTED = 1

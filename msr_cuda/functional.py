@@ -173,11 +173,20 @@ def resample_sum(
     name = "resample_sum"
     if accumulate and out is None:
         raise ValueError(f"{name}: expected out with accumulate=True, got None")
-    call, factors = _prepare_job(
-        name, inputs, size, weights=weights, normalize=normalize, eps=eps, scale=scale, bias=bias,
-        out_scale=out_scale, mode=mode, align_corners=align_corners, antialias=antialias,
-        scale_factors=scale_factors, activation=activation, dtype=dtype, out=out,
+    call = _validate.prepare(
+        name, inputs, size, mode, align_corners, antialias, scale_factors, activation, dtype,
+        out=out,
     )  # fmt: skip
+    _validate.check_channels(name, inputs)
+    factors = _NO_FACTORS
+    if (
+        weights is not None
+        or normalize is not None
+        or scale is not None
+        or bias is not None
+        or out_scale != 1.0
+    ):
+        factors = _check_factors(name, call, weights, normalize, eps, scale, bias, out_scale)
     return _run(name, call, impl, reference.resample_sum, factors, out, accumulate)
 
 
@@ -444,18 +453,28 @@ def _prepare_job(
     scale_factors: float | Sequence[ScaleFactor | None] | None = None,
     activation: str | None = None,
     dtype: torch.dtype | None = None,
-    out: Tensor | None = None,
 ) -> tuple[_spec.Call, _Factors]:
     """A sum's arguments, checked."""
     call = _validate.prepare(
-        name, inputs, size, mode, align_corners, antialias, scale_factors, activation, dtype,
-        out=out,
-    )  # fmt: skip
+        name, inputs, size, mode, align_corners, antialias, scale_factors, activation, dtype
+    )
     _validate.check_channels(name, inputs)
+    return call, _check_factors(name, call, weights, normalize, eps, scale, bias, out_scale)
+
+
+def _check_factors(
+    name: str,
+    call: _spec.Call,
+    weights: Tensor | None,
+    normalize: str | None,
+    eps: float,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    out_scale: float,
+) -> _Factors:
+    """The factors of a sum, checked, the weights normalised."""
     if weights is not None:
         _validate.check_weights(name, weights, call)
-    if scale is None and bias is None and normalize is None and out_scale == 1.0:
-        return call, _Factors(weights)
     _validate.check_normalize(name, normalize, eps, weights)
     _validate.check_out_scale(name, out_scale)
     if weights is not None and normalize is not None:
@@ -464,7 +483,7 @@ def _prepare_job(
     for argument, value in (("scale", scale), ("bias", bias)):
         if value is not None:
             _validate.check_per_channel(name, argument, value, call.inputs[0])
-    return call, _Factors(weights, scale, bias, out_scale)
+    return _Factors(weights, scale, bias, out_scale)
 
 
 def resample_cross_entropy(
@@ -668,7 +687,7 @@ def _run(
         output = out
     elif reasons:
         output = plain(call, *factors) if factors is not _NO_FACTORS else plain(call)
-    elif factors.are_simple():
+    elif factors is _NO_FACTORS or factors.are_simple():
         output = autograd.gather(
             call.inputs, factors.weights, call.size, call.spec, call.flat_scales, call.windows
         )
@@ -677,7 +696,8 @@ def _run(
         output = autograd.gather(
             g.inputs, g.weights, g.size, g.spec, g.scales, g.windows, g.pixel_weights
         )
-    _tell(name, call, output, factors.weights is not None, reasons)
+    if observers:
+        _tell(name, call, output, factors.weights is not None, reasons)
     return output
 
 

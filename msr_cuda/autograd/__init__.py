@@ -50,8 +50,7 @@ def gather(
     extended = (
         pixel_weights is not None
         or (weights is not None and weights.dim() != 1)
-        or spec & _spec.MAX
-        or _spec.activation_of(spec) not in (None, "relu")
+        or spec & _spec.RARE
         or (windows and _max_pools(spec, len(inputs)))
     )
     if extended and weights is not None and weights.dim() == 1:
