@@ -475,6 +475,8 @@ def _check_factors(
     """The factors of a sum, checked, the weights normalised."""
     if weights is not None:
         _validate.check_weights(name, weights, call)
+    if scale is None and bias is None and normalize is None and out_scale == 1.0:
+        return _Factors(weights)
     _validate.check_normalize(name, normalize, eps, weights)
     _validate.check_out_scale(name, out_scale)
     if weights is not None and normalize is not None:

@@ -195,6 +195,33 @@ def test_one_graph_serves_all_sizes(kernel: str) -> None:
     assert counter.frame_count == 1
 
 
+def test_one_graph_of_a_normalised_sum_serves_all_sizes(kernel: str) -> None:
+    """Numbers become symbols there, too."""
+
+    def fuse(high: Tensor, low: Tensor, weights: Tensor) -> Tensor:
+        return msr_cuda.resample_sum(
+            [high, low], weights=weights, normalize="fast", out_scale=0.5, mode="bilinear",
+            activation="silu", impl="kernel",
+        )  # fmt: skip
+
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(fuse, fullgraph=True, backend=counter, dynamic=True)
+    weights = torch.rand(2, device=kernel, requires_grad=True)
+    for height in (10, 13, 21):
+        high = torch.randn(2, 3, height, height + 5, device=kernel, requires_grad=True)
+        low = torch.randn(2, 3, height // 2, height + 1, device=kernel, requires_grad=True)
+        leaves = (high, low, weights)
+        eager, graph = fuse(*leaves), compiled(*leaves)
+        grad = torch.randn_like(eager)
+        assert torch.equal(eager, graph)
+        assert_same_bits(
+            list(torch.autograd.grad(eager, leaves, grad)),
+            list(torch.autograd.grad(graph, leaves, grad)),
+        )
+    assert counter.frame_count == 1
+
+
 @every_case
 def test_two_runs_and_any_number_of_threads_agree_bitwise(case: Case, kernel: str) -> None:
     maps, parameters = leaves(case, torch.float32, kernel)
