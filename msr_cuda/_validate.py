@@ -486,7 +486,7 @@ def check_normalize(name: str, normalize: str | None, eps: float, weights: Tenso
         raise ValueError(f"{name}: expected weights with normalize={normalize!r}, got None")
     if not _is_number(eps):
         raise TypeError(f"{name}: expected eps to be a number, got {type(eps).__name__}")
-    # While a graph is captured for any sizes, numbers may be symbols, of which this cannot be asked.
+    # While a graph is captured for any sizes, numbers may be symbols: those cannot be asked.
     if not torch.compiler.is_compiling() and not (math.isfinite(eps) and eps >= 0):
         raise ValueError(f"{name}: expected eps to be finite and at least 0, got {eps}")
 
