@@ -2,8 +2,8 @@
 
 #include "../kernels/many_gather_cpu.h"
 #include "../kernels/pixel_weight_grads_cpu.h"
+#include "bindings.h"
 #include "cpu_isa.h"
-#include "prepare.h"
 
 namespace msr {
 namespace {
@@ -18,7 +18,7 @@ void run_chunks(const Gather& gather) {
 }
 
 template <typename acc_t>
-void run_gather(const GatherParams& params, const RowOps<acc_t>& ops) {
+void run_on_rows(const GatherParams& params, const RowOps<acc_t>& ops) {
   if (needs_mixing(params)) {
     run_chunks(MixCpu<acc_t>(params, ops));
   } else {
@@ -29,9 +29,9 @@ void run_gather(const GatherParams& params, const RowOps<acc_t>& ops) {
 GatherCall run_gather(const GatherArguments& arguments) {
   GatherCall call = prepare_gather(arguments);
   if (call.acc_is_double) {
-    run_gather(call.params, *row_ops_double());
+    run_on_rows(call.params, *row_ops_double());
   } else {
-    run_gather(call.params, cpu_row_ops());
+    run_on_rows(call.params, cpu_row_ops());
   }
   return call;
 }
@@ -45,40 +45,6 @@ void run_many(const std::vector<GatherCall>& calls, const RowOps<acc_t>& ops) {
   const ManyGatherCpu<acc_t> many(all, ops);
   torch::stable::parallel_for(0, many.num_tasks(), /*grain_size=*/4,
                               [&](int64_t begin, int64_t end) { many.run(begin, end); });
-}
-
-Tensor gather(std::vector<Tensor> inputs, std::vector<int64_t> size, int64_t spec) {
-  return run_gather({inputs, size, spec}).out;
-}
-
-std::tuple<Tensor, Tensor> gather_full(std::vector<Tensor> inputs, std::optional<Tensor> weights,
-                                       std::optional<Tensor> gate, std::vector<int64_t> size,
-                                       int64_t spec, std::vector<double> scales) {
-  GatherArguments arguments{inputs, size, spec, weights};
-  arguments.gate = gate;
-  arguments.scales = std::move(scales);
-  GatherCall call = run_gather(arguments);
-  return {call.out, call.mask};
-}
-
-std::tuple<Tensor, Tensor, std::vector<Tensor>> gather_extended(
-    std::vector<Tensor> inputs, std::optional<Tensor> weights, std::optional<Tensor> pixel_weights,
-    std::optional<Tensor> gate, std::optional<Tensor> grad, std::vector<int64_t> size, int64_t spec,
-    std::vector<double> scales, std::vector<int64_t> windows) {
-  GatherCall call = run_gather({inputs, size, spec, weights, pixel_weights, gate, grad,
-                                std::move(scales), std::move(windows)});
-  return {call.out, call.mask, call.indices};
-}
-
-void gather_out(std::vector<Tensor> inputs, std::optional<Tensor> weights,
-                std::optional<Tensor> pixel_weights, int64_t spec, std::vector<double> scales,
-                std::vector<int64_t> windows, Tensor out) {
-  const std::vector<int64_t> size = spatial_size(out);
-  GatherArguments arguments{inputs, size, spec, weights, pixel_weights};
-  arguments.scales = std::move(scales);
-  arguments.windows = std::move(windows);
-  arguments.out = out;
-  run_gather(arguments);
 }
 
 std::tuple<std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>> gather_many(
@@ -117,10 +83,10 @@ Tensor pixel_weight_grads(Tensor grad, std::vector<Tensor> inputs, std::optional
 }  // namespace msr
 
 STABLE_TORCH_LIBRARY_IMPL(msr_cuda, CPU, m) {
-  m.impl("gather", TORCH_BOX(&msr::gather));
-  m.impl("gather.full", TORCH_BOX(&msr::gather_full));
-  m.impl("gather.extended", TORCH_BOX(&msr::gather_extended));
-  m.impl("gather.out", TORCH_BOX(&msr::gather_out));
+  m.impl("gather", TORCH_BOX(&msr::gather<&msr::run_gather>));
+  m.impl("gather.full", TORCH_BOX(&msr::gather_full<&msr::run_gather>));
+  m.impl("gather.extended", TORCH_BOX(&msr::gather_extended<&msr::run_gather>));
+  m.impl("gather.out", TORCH_BOX(&msr::gather_out<&msr::run_gather>));
   m.impl("gather_many", TORCH_BOX(&msr::gather_many));
   m.impl("pixel_weight_grads", TORCH_BOX(&msr::pixel_weight_grads));
 }

@@ -1,5 +1,5 @@
+#include "bindings.h"
 #include "cuda_guard.h"
-#include "prepare.h"
 
 namespace msr {
 namespace {
@@ -18,40 +18,6 @@ GatherCall run_gather(const GatherArguments& arguments) {
   GatherCall call = prepare_gather(arguments);
   launch(op, call, guard, arguments.inputs[0]);
   return call;
-}
-
-Tensor gather(std::vector<Tensor> inputs, std::vector<int64_t> size, int64_t spec) {
-  return run_gather({inputs, size, spec}).out;
-}
-
-std::tuple<Tensor, Tensor> gather_full(std::vector<Tensor> inputs, std::optional<Tensor> weights,
-                                       std::optional<Tensor> gate, std::vector<int64_t> size,
-                                       int64_t spec, std::vector<double> scales) {
-  GatherArguments arguments{inputs, size, spec, weights};
-  arguments.gate = gate;
-  arguments.scales = std::move(scales);
-  GatherCall call = run_gather(arguments);
-  return {call.out, call.mask};
-}
-
-std::tuple<Tensor, Tensor, std::vector<Tensor>> gather_extended(
-    std::vector<Tensor> inputs, std::optional<Tensor> weights, std::optional<Tensor> pixel_weights,
-    std::optional<Tensor> gate, std::optional<Tensor> grad, std::vector<int64_t> size, int64_t spec,
-    std::vector<double> scales, std::vector<int64_t> windows) {
-  GatherCall call = run_gather({inputs, size, spec, weights, pixel_weights, gate, grad,
-                                std::move(scales), std::move(windows)});
-  return {call.out, call.mask, call.indices};
-}
-
-void gather_out(std::vector<Tensor> inputs, std::optional<Tensor> weights,
-                std::optional<Tensor> pixel_weights, int64_t spec, std::vector<double> scales,
-                std::vector<int64_t> windows, Tensor out) {
-  const std::vector<int64_t> size = spatial_size(out);
-  GatherArguments arguments{inputs, size, spec, weights, pixel_weights};
-  arguments.scales = std::move(scales);
-  arguments.windows = std::move(windows);
-  arguments.out = out;
-  run_gather(arguments);
 }
 
 std::tuple<std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>> gather_many(
@@ -97,10 +63,10 @@ Tensor pixel_weight_grads(Tensor grad, std::vector<Tensor> inputs, std::optional
 }  // namespace msr
 
 STABLE_TORCH_LIBRARY_IMPL(msr_cuda, CUDA, m) {
-  m.impl("gather", TORCH_BOX(&msr::gather));
-  m.impl("gather.full", TORCH_BOX(&msr::gather_full));
-  m.impl("gather.extended", TORCH_BOX(&msr::gather_extended));
-  m.impl("gather.out", TORCH_BOX(&msr::gather_out));
+  m.impl("gather", TORCH_BOX(&msr::gather<&msr::run_gather>));
+  m.impl("gather.full", TORCH_BOX(&msr::gather_full<&msr::run_gather>));
+  m.impl("gather.extended", TORCH_BOX(&msr::gather_extended<&msr::run_gather>));
+  m.impl("gather.out", TORCH_BOX(&msr::gather_out<&msr::run_gather>));
   m.impl("gather_many", TORCH_BOX(&msr::gather_many));
   m.impl("pixel_weight_grads", TORCH_BOX(&msr::pixel_weight_grads));
 }

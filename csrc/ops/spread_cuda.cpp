@@ -1,12 +1,12 @@
 #include "../kernels/select_kernel.h"
 #include "../kernels/spread_plan.h"
+#include "bindings.h"
 #include "cuda_guard.h"
-#include "prepare.h"
 
 namespace msr {
 namespace {
 
-std::tuple<std::vector<Tensor>, Tensor> run_spread(const SpreadArguments& arguments) {
+SpreadResult run_spread(const SpreadArguments& arguments) {
   const CudaGuard guard(arguments.grad);
   SpreadCall call = prepare_spread(arguments);
   const SpreadPlan plan =
@@ -19,36 +19,11 @@ std::tuple<std::vector<Tensor>, Tensor> run_spread(const SpreadArguments& argume
   return {call.grads, call.weight_grads};
 }
 
-std::vector<Tensor> spread(Tensor grad, std::vector<int64_t> shapes, int64_t spec,
-                           int64_t requests) {
-  return std::get<0>(run_spread({grad, shapes, spec, requests}));
-}
-
-std::tuple<std::vector<Tensor>, Tensor> spread_full(Tensor grad, std::optional<Tensor> gate,
-                                                    std::optional<Tensor> weights,
-                                                    std::vector<Tensor> inputs,
-                                                    std::vector<int64_t> shapes, int64_t spec,
-                                                    int64_t requests, std::vector<double> scales) {
-  SpreadArguments arguments{grad, shapes, spec, requests, gate, weights};
-  arguments.inputs = std::move(inputs);
-  arguments.scales = std::move(scales);
-  return run_spread(arguments);
-}
-
-std::tuple<std::vector<Tensor>, Tensor> spread_extended(
-    Tensor grad, std::optional<Tensor> gate, std::optional<Tensor> weights,
-    std::optional<Tensor> pixel_weights, std::vector<Tensor> inputs, std::vector<Tensor> indices,
-    std::vector<int64_t> shapes, int64_t spec, int64_t requests, std::vector<double> scales,
-    std::vector<int64_t> windows) {
-  return run_spread({grad, shapes, spec, requests, gate, weights, pixel_weights, std::move(inputs),
-                     std::move(indices), std::move(scales), std::move(windows)});
-}
-
 }  // namespace
 }  // namespace msr
 
 STABLE_TORCH_LIBRARY_IMPL(msr_cuda, CUDA, m) {
-  m.impl("spread", TORCH_BOX(&msr::spread));
-  m.impl("spread.full", TORCH_BOX(&msr::spread_full));
-  m.impl("spread.extended", TORCH_BOX(&msr::spread_extended));
+  m.impl("spread", TORCH_BOX(&msr::spread<&msr::run_spread>));
+  m.impl("spread.full", TORCH_BOX(&msr::spread_full<&msr::run_spread>));
+  m.impl("spread.extended", TORCH_BOX(&msr::spread_extended<&msr::run_spread>));
 }
