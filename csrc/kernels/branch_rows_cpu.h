@@ -13,13 +13,13 @@ namespace msr {
 template <typename acc_t>
 void set_factors(WeighArgs<acc_t>& args, const Weights& weights, const PixelWeights& of_pixels,
                  int b, const Position& p, const Map& map) {
-  if (weights.stride_c != 0 && map.channels_last && b < weights.count) {
+  if (weights.has(b) && weights.stride_c != 0 && map.channels_last) {
     args.per_channel =
         static_cast<const acc_t*>(weights.data) + p.n * weights.stride_n + b * weights.stride_b;
   } else {
     args.factor = weight_of<acc_t>(weights, b, p.n, p.c);
   }
-  if (of_pixels.data && b < of_pixels.count) {
+  if (of_pixels.has(b)) {
     args.per_pixel = static_cast<const acc_t*>(of_pixels.data) + p.n * of_pixels.stride_n +
                      b * of_pixels.stride_b + (p.at[0] * map.size[3] + p.at[1]) * map.size[4] +
                      p.at[2];
@@ -78,7 +78,7 @@ class BranchRowsCpu {
     alone.num_branches = params.num_branches;
     alone.dense = true;
     alone.out = params.out;
-    alone.out.dtype = sizeof(acc_t) == 4 ? DType::kFloat32 : DType::kFloat64;
+    alone.out.dtype = kSumType<acc_t>;
     for (int b = 0; b < params.num_branches; ++b) {
       alone.branches[b] = params.branches[b];
       if (!is_max_pool(params.branches[b])) continue;

@@ -101,7 +101,7 @@ MSR_HOST_DEVICE int64_t index_offset(const Branch& branch, const Map& common, co
 template <typename acc_t>
 MSR_HOST_DEVICE acc_t pixel_weight_of(const PixelWeights& weights, int b, const Map& common,
                                       const Position& p) {
-  if (!weights.data || b >= weights.count) return acc_t(1);
+  if (!weights.has(b)) return acc_t(1);
   return static_cast<const acc_t*>(
       weights.data)[p.n * weights.stride_n + b * weights.stride_b + pixel_of(common, p)];
 }

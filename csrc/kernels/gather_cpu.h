@@ -189,8 +189,7 @@ class GatherCpu {
     Finish finish;
   };
 
-  static constexpr Finish kKeep{nullptr, nullptr, false,
-                                sizeof(acc_t) == 4 ? DType::kFloat32 : DType::kFloat64};
+  static constexpr Finish kKeep{nullptr, nullptr, false, kSumType<acc_t>};
 
   // How many rows from p's on, up to `rows`, are only copied: all of them one run in their source.
   int64_t rows_together(const Position& p, int64_t rows) const {
@@ -215,7 +214,7 @@ class GatherCpu {
     s.dtype = map.dtype;
     s.element = element_size(map.dtype);
     for (int i = 0; i < kDims; ++i) s.stride[i] = map.stride[i] * s.element;
-    s.weighted = params_.weights.data && b < params_.weights.count;
+    s.weighted = params_.weights.has(b);
     s.channel_begin = branch.channel_begin;
     s.channels = map.size[1];
     s.column_stride = map.stride[4];
@@ -297,7 +296,7 @@ class GatherCpu {
       acc_t* sums = at_once_ ? nullptr : room(scratch.sums[0], length);
       write_pixels(0, params_.num_branches, p, tile, columns, sums ? sums : to, sums ? kKeep : how,
                    scratch);
-      if (sums) finish_row(sums, to, length, how);
+      if (sums) store_run(ops_, sums, length, to, how);
     } else if (is_cat_) {
       int b = 0;
       while (!has_channel(sources_[b], p.c)) ++b;
@@ -391,13 +390,6 @@ class GatherCpu {
     if (base_ < 0) return nullptr;
     const Source& s = sources_[base_];
     return plane(s, p) + p.at[0] * s.stride[2] + p.at[1] * s.stride[3] + p.at[2] * s.stride[4];
-  }
-
-  void finish_row(const acc_t* values, void* to, int64_t length, const Finish& how) const {
-    const void* row = values;
-    const acc_t one = 1;
-    ops_.combine(
-        {to, nullptr, nullptr, &row, nullptr, &one, 1, kKeep.dtype, 1, length, length, 0, how});
   }
 
   // The branch's element at (n, c, 0, 0, 0), where c is a channel of the output.

@@ -73,7 +73,6 @@ class MixCpu {
 
  private:
   static constexpr int64_t kMaxLanes = 16;
-  static constexpr DType kSums = sizeof(acc_t) == 4 ? DType::kFloat32 : DType::kFloat64;
 
   bool is_max() const { return params_.reduction == Reduction::kMax; }
 
@@ -117,8 +116,7 @@ class MixCpu {
     const Weights& weights = params_.weights;
     const PixelWeights& of_pixels = params_.pixel_weights;
     for (int b = 0; b < params_.num_branches; ++b) {
-      const bool weighted =
-          (weights.data && b < weights.count) || (of_pixels.data && b < of_pixels.count);
+      const bool weighted = weights.has(b) || of_pixels.has(b);
       if (b == 0 && !weighted) {
         branches_.write(b, p, tile, columns, total, scratch.branches);
         continue;
@@ -194,32 +192,16 @@ class MixCpu {
   void store(const Position& p, int64_t columns, int64_t offset, const acc_t* total) const {
     const Map& out = params_.out;
     const int64_t length = columns * rows_.channels;
-    if (params_.dense) return store_run(advance(out.data, out.dtype, offset), total, length);
+    const Finish how{nullptr, nullptr, false, out.dtype};
+    if (params_.dense)
+      return store_run(ops_, total, length, advance(out.data, out.dtype, offset), how);
     void* to = advance(out.data, out.dtype, offset_in(out.stride, p));
     const Stretch stretch{columns, rows_.channels, out.stride[4], out.stride[1]};
     if (!stretch.is_vectorizable()) return store_stretch(to, out.dtype, stretch, total);
-    if (rows_.channels == 1) return store_run(to, total, length);
+    if (rows_.channels == 1) return store_run(ops_, total, length, to, how);
     for (int64_t k = 0; k < columns; ++k)
-      store_run(advance(to, out.dtype, k * stretch.column_stride), total + k * rows_.channels,
-                rows_.channels);
-  }
-
-  void store_run(void* to, const acc_t* values, int64_t length) const {
-    const void* row = values;
-    const acc_t one = 1;
-    ops_.combine({to,
-                  nullptr,
-                  nullptr,
-                  &row,
-                  nullptr,
-                  &one,
-                  1,
-                  kSums,
-                  1,
-                  length,
-                  length,
-                  0,
-                  {nullptr, nullptr, false, params_.out.dtype}});
+      store_run(ops_, total + k * rows_.channels, rows_.channels,
+                advance(to, out.dtype, k * stretch.column_stride), how);
   }
 
   const GatherParams& params_;

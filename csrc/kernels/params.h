@@ -103,12 +103,13 @@ struct Weights {
   int32_t count;     // branches from this one on have none
   int64_t stride_n, stride_b, stride_c;
 
+  MSR_HOST_DEVICE bool has(int b) const { return data && b < count; }
   MSR_HOST_DEVICE bool per_branch() const { return stride_n == 0 && stride_c == 0; }
 };
 
 template <typename acc_t>
 MSR_HOST_DEVICE acc_t weight_of(const Weights& weights, int b, int64_t n, int64_t c) {
-  if (!weights.data || b >= weights.count) return acc_t(1);
+  if (!weights.has(b)) return acc_t(1);
   return static_cast<const acc_t*>(
       weights.data)[n * weights.stride_n + b * weights.stride_b + c * weights.stride_c];
 }
@@ -118,6 +119,8 @@ struct PixelWeights {
   const void* data;
   int32_t count;
   int64_t stride_n, stride_b;
+
+  MSR_HOST_DEVICE bool has(int b) const { return data && b < count; }
 };
 
 // What becomes of the branches at one element. Concatenation is a sum: there, each element is one

@@ -56,6 +56,19 @@ T* room(std::vector<T>& vector, int64_t size) {
   return vector.data();
 }
 
+// The accumulation type as an element type.
+template <typename acc_t>
+constexpr DType kSumType = sizeof(acc_t) == 4 ? DType::kFloat32 : DType::kFloat64;
+
+// to = finish(factor * values), for a dense run of them.
+template <typename acc_t>
+void store_run(const RowOps<acc_t>& ops, const acc_t* values, int64_t length, void* to,
+               const Finish& how, acc_t factor = 1) {
+  const void* row = values;
+  ops.combine({to, nullptr, nullptr, &row, nullptr, &factor, 1, kSumType<acc_t>, 1, length, length,
+               0, how});
+}
+
 // Copies a stretch of any strides, widened, to dense memory, pixel by pixel.
 template <typename acc_t>
 void copy_stretch(acc_t* to, const void* data, DType dtype, const Stretch& s) {
@@ -71,8 +84,8 @@ void copy_stretch(acc_t* to, const void* data, DType dtype, const Stretch& s) {
 template <typename acc_t>
 void load_stretch(acc_t* to, const void* data, DType dtype, const Stretch& s,
                   const RowOps<acc_t>& ops) {
-  constexpr DType kSums = sizeof(acc_t) == 4 ? DType::kFloat32 : DType::kFloat64;
-  if (!s.is_vectorizable() || !takes<acc_t>(dtype, kSums)) return copy_stretch(to, data, dtype, s);
+  if (!s.is_vectorizable() || !takes<acc_t>(dtype, kSumType<acc_t>))
+    return copy_stretch(to, data, dtype, s);
   const acc_t one = 1;
   const bool one_run = s.channels == 1 || s.column_stride == s.channels;
   ops.combine({to,
@@ -87,7 +100,7 @@ void load_stretch(acc_t* to, const void* data, DType dtype, const Stretch& s,
                one_run ? s.numel() : s.channels,
                one_run ? s.numel() : s.column_stride,
                0,
-               {nullptr, nullptr, false, kSums}});
+               {nullptr, nullptr, false, kSumType<acc_t>}});
 }
 
 // The inverse: rounds dense values to a stretch of any strides.

@@ -82,8 +82,7 @@ class SpreadCpu {
   // stored cannot be loaded at once in other portions.
   static constexpr int kRowsAtOnce = 4;
   static constexpr int32_t kMostAtOnce = 16;  // rows that are read side by side
-  static constexpr Finish kKeep{nullptr, nullptr, false,
-                                sizeof(acc_t) == 4 ? DType::kFloat32 : DType::kFloat64};
+  static constexpr Finish kKeep{nullptr, nullptr, false, kSumType<acc_t>};
 
   using Table = std::optional<TapTable<acc_t>>;
 
@@ -157,8 +156,8 @@ class SpreadCpu {
     const bool over_batch = map.size[0] != grad.size[0];
     const uint8_t* gate = params_.gate ? params_.gate + b * params_.gate_stride : nullptr;
     const Weights& weights = params_.weights;
-    const bool weighted = weights.data && b < weights.count;
-    const bool of_pixels = params_.pixel_weights.data && b < params_.pixel_weights.count;
+    const bool weighted = weights.has(b);
+    const bool of_pixels = params_.pixel_weights.has(b);
     const bool extended = of_pixels || (gate && params_.gate_off != 0) || is_max_pool(branch) ||
                           (weighted && ((map.channels_last && weights.stride_c != 0) ||
                                         (over_batch && weights.stride_n != 0)));
@@ -171,9 +170,7 @@ class SpreadCpu {
     make(t.depth, 0);
     make(t.height, 1);
     make(t.width, 2);
-    if (is_max_pool(branch)) {
-      t.pool.emplace(branch, grad, ops_);
-    }
+    if (is_max_pool(branch)) t.pool.emplace(branch, grad, ops_);
     if (t.width) {
       if (!map.channels_last) t.width->prepare_blocks(ops_.lanes, ops_.can_look_up);
       t.taps = t.width->view();
@@ -279,10 +276,8 @@ class SpreadCpu {
     apply(t, p, source, columns, combined, sum, kKeep, scratch);
     add_dots(t, p, p.n, columns, sum, unit, scratch);
     if (to) {
-      const void* values = sum;
       const acc_t factor = weight_of<acc_t>(params_.weights, t.branch, p.n, p.c + t.channel_begin);
-      ops_.combine({to, nullptr, nullptr, &values, nullptr, &factor, 1, kKeep.dtype, 1, length,
-                    length, 0, plain});
+      store_run(ops_, sum, length, to, plain, factor);
     }
   }
 
@@ -316,21 +311,8 @@ class SpreadCpu {
     }
     if (!t.map.data) return;
     if (images.begin == images.end) std::fill_n(sum, length, acc_t(0));
-    const void* values = sum;
-    const acc_t one = 1;
-    ops_.combine({advance(t.map.data, t.map.dtype, offset),
-                  nullptr,
-                  nullptr,
-                  &values,
-                  nullptr,
-                  &one,
-                  1,
-                  kKeep.dtype,
-                  1,
-                  length,
-                  length,
-                  0,
-                  {nullptr, nullptr, false, t.map.dtype}});
+    store_run(ops_, sum, length, advance(t.map.data, t.map.dtype, offset),
+              {nullptr, nullptr, false, t.map.dtype});
   }
 
   // A max-pooled branch: what was taken from the columns of the row at p.
@@ -392,7 +374,7 @@ class SpreadCpu {
     acc_t* weights = room(scratch.weights, most);
     int64_t* bit_offsets = t.gate ? room(scratch.bit_offsets, most) : nullptr;
     const PixelWeights& pixels = params_.pixel_weights;
-    const bool weighs_pixels = pixels.data && t.branch < pixels.count;
+    const bool weighs_pixels = pixels.has(t.branch);
     const acc_t** of_pixels = weighs_pixels ? room(scratch.of_pixels, most) : nullptr;
     const Map& grad = params_.grad;
     const int64_t c = p.c + t.channel_begin;
@@ -480,10 +462,7 @@ class SpreadCpu {
       const int32_t next = i + kMostAtOnce;
       if (next % kPart == 0 || next >= scratch.count) add(total, part, i < kPart);
     }
-    const void* values = total;
-    const acc_t one = 1;
-    ops_.combine(
-        {to, nullptr, nullptr, &values, nullptr, &one, 1, kKeep.dtype, 1, length, length, 0, how});
+    store_run(ops_, total, length, to, how);
   }
 
   // The same for listed rows that are dense and of the accumulation type.
@@ -500,7 +479,7 @@ class SpreadCpu {
     const int64_t channel_bits =
         grad.channels_last ? 1 : grad.size[2] * grad.size[3] * grad.size[4];
     const int64_t column_bits = grad.channels_last ? grad.size[1] : 1;
-    const bool weighs_pixels = params_.pixel_weights.data && t.branch < params_.pixel_weights.count;
+    const bool weighs_pixels = params_.pixel_weights.has(t.branch);
     const auto off = static_cast<acc_t>(params_.gate_off);
     acc_t* copy = room(scratch.copies, scratch.count * length);
     // The bits of a dense row lie one after the other.
