@@ -1,0 +1,164 @@
+"""Public losses and decisions of upsampled logits; :mod:`msr_cuda.functional` has their names."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _dispatch, _validate, autograd, reference
+from ._dispatch import Impl, unsupported_reasons
+from ._validate import Size
+
+
+def resample_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    mode: str = "linear",
+    align_corners: bool | None = None,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    impl: Impl = "auto",
+) -> Tensor:
+    r"""Cross entropy of logits that are resampled to the size of the target.
+
+    Equivalent to ``cross_entropy(interpolate(logits, size), target)`` in float32. No kernel yet:
+    the upsampled logits are materialised.
+
+    Args:
+        logits (Tensor[N, C, *spatial]): scores of C classes, before softmax.
+        target (Tensor[N, *size] or Tensor[N, C, *size]): class indices (any integer dtype of 8 to
+            64 bits but int8), or class probabilities (floating point).
+        mode, align_corners: of the resampling, as :func:`resample`.
+        weight (Tensor[C]): of each class; gets no gradient.
+        ignore_index: class index that counts nothing; with probabilities it must be negative.
+        label_smoothing: from 0 to 1, as :func:`torch.nn.functional.cross_entropy`.
+        reduction: ``"none"``, ``"mean"`` (weighted by the classes' weights) or ``"sum"``.
+        impl: ``"auto"``, ``"kernel"`` or ``"reference"``.
+
+    Returns:
+        Tensor: ``[N, *size]`` without reduction, else a scalar; float32 (float64 for float64
+        logits), also for half logits.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as :func:`resample`.
+
+    Source: :func:`torch.nn.functional.cross_entropy`.
+    """
+    name = "resample_cross_entropy"
+    per_channel = isinstance(target, Tensor) and target.is_floating_point()
+    size = _validate.check_target(name, logits, target, per_channel=per_channel)
+    _validate.check_classes(name, logits, target, weight, ignore_index, label_smoothing)
+    _validate.check_reduction(name, reduction)
+    resampled = _resampled_logits(name, logits, size, mode, align_corners, impl)
+    return reference.cross_entropy(
+        resampled, target, weight, ignore_index, label_smoothing, reduction
+    )
+
+
+def resample_binary_cross_entropy_with_logits(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    mode: str = "linear",
+    align_corners: bool | None = None,
+    weight: Tensor | None = None,
+    pos_weight: Tensor | None = None,
+    reduction: str = "mean",
+    impl: Impl = "auto",
+) -> Tensor:
+    r"""Binary cross entropy of logits that are resampled to the size of the target.
+
+    Equivalent to ``binary_cross_entropy_with_logits(interpolate(logits, size), target)`` in
+    float32. No kernel yet: the upsampled logits are materialised.
+
+    Args:
+        logits (Tensor[N, C, *spatial]): scores before the sigmoid.
+        target (Tensor[N, C, *size]): probabilities, of any dtype (masks may be bool or uint8).
+        mode, align_corners: of the resampling, as :func:`resample`.
+        weight (Tensor): factor on each loss, broadcast to ``[N, C, *size]``; gets no gradient.
+        pos_weight (Tensor): factor on the positive part, broadcast to ``[N, C, *size]`` (one per
+            channel: ``[C, 1, 1]``); gets no gradient.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        impl: ``"auto"``, ``"kernel"`` or ``"reference"``.
+
+    Returns:
+        Tensor: ``[N, C, *size]`` without reduction, else a scalar; float32 (float64 for float64
+        logits), also for half logits.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as :func:`resample`.
+
+    Source: :func:`torch.nn.functional.binary_cross_entropy_with_logits`.
+    """
+    name = "resample_binary_cross_entropy_with_logits"
+    size = _validate.check_target(name, logits, target, per_channel=True)
+    _validate.check_reduction(name, reduction)
+    for argument, value in (("weight", weight), ("pos_weight", pos_weight)):
+        if value is not None:
+            _validate.check_factor(name, argument, value, logits, size)
+    resampled = _resampled_logits(name, logits, size, mode, align_corners, impl)
+    return reference.binary_cross_entropy_with_logits(
+        resampled, target, weight, pos_weight, reduction
+    )
+
+
+def resample_argmax(
+    logits: Tensor,
+    size: Size = None,
+    *,
+    mode: str = "linear",
+    align_corners: bool | None = None,
+    dtype: torch.dtype = torch.int64,
+    return_max: bool = False,
+    impl: Impl = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""The class with the largest logit after resampling, for every pixel.
+
+    Equivalent to ``interpolate(logits, size).argmax(1)`` in float32. No kernel yet: the upsampled
+    logits are materialised. Not differentiable.
+
+    Args:
+        logits (Tensor[N, C, *spatial]): scores of C classes.
+        size: spatial size of the result; None: that of ``logits``.
+        mode, align_corners: of the resampling, as :func:`resample`.
+        dtype: of the indices: int64, int32 or (up to 256 classes) uint8.
+        return_max: also return the probability of that class, softmax over the classes.
+        impl: ``"auto"``, ``"kernel"`` or ``"reference"``.
+
+    Returns:
+        Tensor[N, *size]: class indices, of equal logits the first. With ``return_max`` also
+        Tensor[N, *size]: probabilities in float32 (float64 for float64 logits).
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as :func:`resample`.
+    """
+    name = "resample_argmax"
+    _validate.check_argmax(name, logits, dtype)
+    with torch.no_grad():
+        resampled = _resampled_logits(name, logits, size, mode, align_corners, impl)
+        index, probability = reference.argmax(resampled, dtype)
+    return (index, probability) if return_max else index
+
+
+def _resampled_logits(
+    name: str,
+    logits: Tensor,
+    size: Size,
+    mode: str,
+    align_corners: bool | None,
+    impl: Impl,
+) -> Tensor:
+    """The logits at another size, in the accumulation type: on a kernel where there is one."""
+    accumulate = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    call = _validate.prepare(
+        name, [logits], size, mode, align_corners, False, None, None, accumulate,
+        pooling=False, argument="logits",
+    )  # fmt: skip
+    reasons = ["there is no kernel that spares the upsampled logits"]
+    _dispatch.reasons_for_reference(name, impl, call.inputs, reasons)
+    if impl == "reference" or unsupported_reasons(call.inputs):
+        return reference.resample_sum(call)
+    return autograd.gather(call.inputs, None, call.size, call.spec, call.flat_scales)
