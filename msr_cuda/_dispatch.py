@@ -10,18 +10,21 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _extension, _validate
+from . import _extension, _spec
 
 Impl = Literal["auto", "kernel", "reference"]
 
 
 def unsupported_reasons(inputs: Sequence[Tensor]) -> list[str]:
     """Why no kernel can take these (valid) inputs, whatever is done with them; empty if one can."""
+    return _unsupported(inputs[0].device.type)
+
+
+def _unsupported(device: str) -> list[str]:
     reasons = []
-    device = inputs[0].device.type
     if not _extension.has_kernels(device):
         reasons.append(_extension.WHY_NOT or f"the extension was built without {device} kernels")
-    if _validate.in_functorch():
+    if _spec.in_functorch():
         reasons.append("a torch.func transform is active")
     if forward_ad._current_level >= 0:
         reasons.append("forward-mode AD is active")
@@ -32,7 +35,11 @@ _warned: set[str] = set()
 
 
 def reasons_for_reference(
-    name: str, impl: str, inputs: Sequence[Tensor], reasons: Sequence[str] = ()
+    name: str,
+    impl: str,
+    inputs: Sequence[Tensor],
+    reasons: Sequence[str] = (),
+    device: str | None = None,
 ) -> list[str]:
     """Why this call runs in plain PyTorch; empty: it runs on a kernel.
 
@@ -41,6 +48,7 @@ def reasons_for_reference(
         impl: as the user gave it.
         inputs: the maps.
         reasons: why there is no kernel for what is done with them.
+        device: the type of their device, if the caller knows it.
 
     Raises:
         RuntimeError: ``impl="kernel"`` and there are reasons. ValueError: an unknown ``impl``.
@@ -51,7 +59,7 @@ def reasons_for_reference(
         raise ValueError(
             f'{name}: expected impl to be "auto", "kernel" or "reference", got {impl!r}'
         )
-    found = unsupported_reasons(inputs)
+    found = unsupported_reasons(inputs) if device is None else _unsupported(device)
     if reasons:
         found += reasons
     if not found:

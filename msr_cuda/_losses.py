@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _dispatch, _validate, autograd, reference
+from . import _dispatch, _plans, _validate, autograd, reference
 from ._dispatch import Impl, unsupported_reasons
 from ._validate import Size
 
@@ -153,12 +153,11 @@ def _resampled_logits(
 ) -> Tensor:
     """The logits at another size, in the accumulation type: on a kernel where there is one."""
     accumulate = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    call = _validate.prepare(
-        name, [logits], size, mode, align_corners, False, None, None, accumulate,
-        pooling=False, argument="logits",
-    )  # fmt: skip
+    planned = _plans.find(
+        name, _plans.LOGITS, [logits], size, mode, align_corners, False, None, None, accumulate
+    )
     reasons = ["there is no kernel that spares the upsampled logits"]
-    _dispatch.reasons_for_reference(name, impl, call.inputs, reasons)
-    if impl == "reference" or unsupported_reasons(call.inputs):
-        return reference.resample_sum(call)
-    return autograd.gather(call.inputs, None, call.size, call.spec, call.flat_scales)
+    _dispatch.reasons_for_reference(name, impl, [logits], reasons)
+    if impl == "reference" or unsupported_reasons([logits]):
+        return reference.resample_sum(planned.with_maps([logits]))
+    return autograd.gather(planned.plan, [logits])

@@ -2,7 +2,9 @@
 
 ``gather`` takes many maps to one (forward of sum, concatenation and maximum), ``spread`` is its
 adjoint (one map to many: their backward). They know nothing of autograd. The ``.full`` overloads
-take the rarer arguments, ``.extended`` all of them, ``gather.out`` writes into a given map.
+take the rarer arguments, ``.extended`` all of them, ``gather.out`` writes into a given map. Outside
+of graphs ``gather.one`` (of one map), ``.packed`` and ``.saving`` (with a mask) are what ``gather``
+and ``gather.full`` are, in half the time of a call.
 ``csrc/ops/library.cpp`` has the schemas, :mod:`msr_cuda._spec` the packed integers.
 """
 
@@ -17,6 +19,9 @@ from torch import Tensor
 from . import _extension, _spec
 
 gather: Any = None
+gather_one: Any = None
+gather_packed: Any = None
+gather_saving: Any = None
 gather_full: Any = None
 gather_extended: Any = None
 gather_out: Any = None
@@ -84,6 +89,19 @@ def _fake_gather_full(
 
 def _fake_gather(inputs: Sequence[Tensor], size: Sequence[int], spec: int) -> Tensor:
     return _fake_gather_full(inputs, None, None, size, spec, ())[0]
+
+
+def _fake_gather_one(input: Tensor, size: int, spec: int) -> Tensor:
+    return _fake_gather_packed([input], size, spec)
+
+
+def _fake_gather_packed(inputs: Sequence[Tensor], size: int, spec: int) -> Tensor:
+    return _fake_gather_saving(inputs, size, spec)[0]
+
+
+def _fake_gather_saving(inputs: Sequence[Tensor], size: int, spec: int) -> tuple[Tensor, Tensor]:
+    sizes = _spec.unpack_size(size, inputs[0].dim() - 2)
+    return _fake_gather_full(inputs, None, None, sizes, spec, ())
 
 
 def _fake_gather_out(
@@ -191,6 +209,10 @@ def _fake_pixel_weight_grads(
 
 if _extension.LOADED:
     gather = torch.ops.msr_cuda.gather.default
+    # Graphs do not have these: without OpOverload.__call__, which only they need, a call is faster.
+    gather_one = torch.ops.msr_cuda.gather.one._op
+    gather_packed = torch.ops.msr_cuda.gather.packed._op
+    gather_saving = torch.ops.msr_cuda.gather.saving._op
     gather_full = torch.ops.msr_cuda.gather.full
     gather_extended = torch.ops.msr_cuda.gather.extended
     gather_out = torch.ops.msr_cuda.gather.out
@@ -201,6 +223,9 @@ if _extension.LOADED:
     pixel_weight_grads = torch.ops.msr_cuda.pixel_weight_grads.default
     taps = torch.ops.msr_cuda.taps.default
     torch.library.register_fake("msr_cuda::gather", _fake_gather)
+    torch.library.register_fake("msr_cuda::gather.one", _fake_gather_one)
+    torch.library.register_fake("msr_cuda::gather.packed", _fake_gather_packed)
+    torch.library.register_fake("msr_cuda::gather.saving", _fake_gather_saving)
     torch.library.register_fake("msr_cuda::gather.full", _fake_gather_full)
     torch.library.register_fake("msr_cuda::gather.extended", _fake_gather_extended)
     torch.library.register_fake("msr_cuda::gather.out", _fake_gather_out)

@@ -115,6 +115,11 @@ def mode_names(rank: int) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name, _, _ in MODE_TABLES[rank]))
 
 
+def batch_of(inputs: Sequence[Tensor]) -> int:
+    """The batch size of a result: inputs with one entry are broadcast."""
+    return next((x.shape[0] for x in inputs if x.shape[0] != 1), 1)
+
+
 class Call(NamedTuple):
     """A validated call of a gather: what the reference takes, and what kernels are told."""
 
@@ -128,8 +133,8 @@ class Call(NamedTuple):
 
     @property
     def batch(self) -> int:
-        """The batch size of the result: inputs with one entry are broadcast."""
-        return next((x.shape[0] for x in self.inputs if x.shape[0] != 1), 1)
+        """The batch size of the result."""
+        return batch_of(self.inputs)
 
     @property
     def activation(self) -> str | None:
@@ -137,6 +142,7 @@ class Call(NamedTuple):
         return activation_of(self.spec)
 
 
+SIZE_BITS = 21
 ACTIVATION_SHIFT = 36
 CAT = 1 << 40
 CHANNELS_LAST = 1 << 41
@@ -200,6 +206,21 @@ def replace_result(spec: int, dtype: torch.dtype) -> int:
     return keep | DTYPES.index(dtype) << DTYPE_SHIFT | leaky
 
 
+def pack_size(size: Sequence[int]) -> int | None:
+    """A spatial size as one integer, 21 bits per axis; None where one is longer, or a symbol."""
+    packed = 0
+    for i, n in enumerate(size):
+        if type(n) is not int or n >> SIZE_BITS:
+            return None
+        packed |= n << (SIZE_BITS * i)
+    return packed
+
+
+def unpack_size(packed: int, rank: int) -> tuple[int, ...]:
+    """The inverse of :func:`pack_size`."""
+    return tuple(packed >> (SIZE_BITS * i) & ((1 << SIZE_BITS) - 1) for i in range(rank))
+
+
 def mode_of(spec: int, branch: int) -> int:
     """The number of a branch's mode."""
     return spec >> (4 * branch) & 15
@@ -253,11 +274,18 @@ def dense_strides(shape: Sequence[int], channels_last: bool) -> tuple[int, ...]:
     return tuple(strides)
 
 
+#: Whether a torch.func transform is active.
+in_functorch = torch._C._are_functorch_transforms_active
+
+
 def is_channels_last(tensor: Tensor) -> bool | None:
     """Whether the map lies channels-last in memory; None where strides do not tell.
 
-    They do not where the map is both (one channel, or one pixel) or neither (a strided view).
+    They do not where the map is both (one channel, or one pixel) or neither (a strided view), and
+    where torch.func hides them.
     """
+    if in_functorch():
+        return None
     contiguous = tensor.is_contiguous()
     dim = tensor.dim()
     if dim == 3:

@@ -88,7 +88,7 @@ def prepare(
     if dtype is not None and dtype not in _spec.DTYPES:
         raise TypeError(f"{name}: expected dtype to be one of {_dtype_names()}, got {dtype}")
     if out is None:
-        channels_last = not in_functorch() and _spec.result_is_channels_last(inputs)
+        channels_last = _spec.result_is_channels_last(inputs)
     else:
         _check_out(name, out, inputs, target, dtype, cat)
         dtype, channels_last = out.dtype, _spec.has_channels_innermost(out)
@@ -114,7 +114,7 @@ def _check_out(
 ) -> None:
     """Checks memory that a result is written to."""
     _check_parameter(name, "out", out, inputs[0].device, "inputs[0]")
-    batch = next((x.shape[0] for x in inputs if x.shape[0] != 1), 1)
+    batch = _spec.batch_of(inputs)
     channels = sum(x.shape[1] for x in inputs) if cat else inputs[0].shape[1]
     if tuple(out.shape) != (batch, channels, *size):
         raise ValueError(
@@ -166,11 +166,6 @@ def check_no_grad(name: str, tensors: Sequence[Tensor | None]) -> None:
             f"{name}: expected no tensor that requires grad with out=, which has no derivative; "
             "use torch.no_grad()"
         )
-
-
-def in_functorch() -> bool:
-    """Whether a torch.func transform is active."""
-    return bool(torch._C._are_functorch_transforms_active())
 
 
 def _check_maps(name: str, inputs: Any, argument: str) -> int:
@@ -457,24 +452,25 @@ def check_channels(name: str, inputs: Sequence[Tensor]) -> None:
             )
 
 
-def check_weights(name: str, weights: Tensor, call: _spec.Call) -> None:
+def check_weights(
+    name: str, weights: Tensor, inputs: Sequence[Tensor], size: tuple[int, ...]
+) -> None:
     """Checks the factors of a sum: [S], [S, C], [N, S, C] or [N, S, 1, *size]."""
-    inputs = call.inputs
     _check_parameter(name, "weights", weights, inputs[0].device, "inputs[0]")
     count, shape = len(inputs), tuple(weights.shape)
     if shape == (count,):
         return
-    channels, batch = inputs[0].shape[1], call.batch
+    channels, batch = inputs[0].shape[1], _spec.batch_of(inputs)
     if len(shape) == 2:
         fits = shape == (count, channels)
     elif len(shape) == 3:
         fits = shape[0] in (1, batch) and shape[1:] == (count, channels)
     else:
-        fits = shape[:1] in ((1,), (batch,)) and shape[1:] == (count, 1, *call.size)
+        fits = shape[:1] in ((1,), (batch,)) and shape[1:] == (count, 1, *size)
     if not fits:
         raise ValueError(
             f"{name}: expected weights to be [S], [S, C], [N, S, C] or [N, S, 1, *size] with "
-            f"S = {count}, C = {channels}, N = {batch} and size {tuple(call.size)}, got {shape}"
+            f"S = {count}, C = {channels}, N = {batch} and size {tuple(size)}, got {shape}"
         )
 
 

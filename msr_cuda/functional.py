@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _dispatch, _spec, _validate, autograd, reference
+from . import _dispatch, _plans, _spec, _validate, autograd, reference
 from ._dispatch import Impl, unsupported_reasons
 from ._losses import (
     resample_argmax,
@@ -96,11 +96,13 @@ def resample(
         )
     if recompute_scale_factor and scale_factor is None:
         raise ValueError(f"{name}: recompute_scale_factor=True needs scale_factor, got size")
-    call = _validate.prepare(
-        name, [input], size, mode, align_corners, antialias, [scale_factor], None, None,
-        pooling=False, keep_scales=not recompute_scale_factor, argument="input", out=out,
+    inputs = [input]
+    planned = _plans.find(
+        name, _plans.ONE_MAP, inputs, size, mode, align_corners, antialias,
+        None if scale_factor is None else [scale_factor], None, None, not recompute_scale_factor,
+        out,
     )  # fmt: skip
-    return _run(name, call, impl, reference.resample_sum, out=out)
+    return _run(name, planned, inputs, impl, reference.resample_sum, out=out)
 
 
 def resample_sum(
@@ -178,11 +180,10 @@ def resample_sum(
     name = "resample_sum"
     if accumulate and out is None:
         raise ValueError(f"{name}: expected out with accumulate=True, got None")
-    call = _validate.prepare(
-        name, inputs, size, mode, align_corners, antialias, scale_factors, activation, dtype,
-        out=out,
+    planned = _plans.find(
+        name, _plans.SUM, inputs, size, mode, align_corners, antialias, scale_factors, activation,
+        dtype, out=out,
     )  # fmt: skip
-    _validate.check_channels(name, inputs)
     factors = _NO_FACTORS
     if (
         weights is not None
@@ -191,8 +192,10 @@ def resample_sum(
         or bias is not None
         or out_scale != 1.0
     ):
-        factors = _check_factors(name, call, weights, normalize, eps, scale, bias, out_scale)
-    return _run(name, call, impl, reference.resample_sum, factors, out, accumulate)
+        factors = _check_factors(
+            name, planned.plan, inputs, weights, normalize, eps, scale, bias, out_scale
+        )
+    return _run(name, planned, inputs, impl, reference.resample_sum, factors, out, accumulate)
 
 
 class _Factors(NamedTuple):
@@ -216,14 +219,14 @@ class _Factors(NamedTuple):
 _NO_FACTORS = _Factors()
 
 
-def _gather(call: _spec.Call, factors: _Factors) -> autograd.Gather:
+def _gather(plan: autograd.Plan, inputs: Sequence[Tensor], factors: _Factors) -> autograd.Gather:
     """The call as kernels know it.
 
     ``scale`` and ``out_scale`` are factors of every map, ``bias`` is one more map, of one pixel.
     """
     weights, scale, bias, out_scale = factors
-    accumulate = _spec.accumulation_dtype(call.spec)
-    count, rank = len(call.inputs), len(call.size)
+    accumulate = _spec.accumulation_dtype(plan.spec)
+    count, rank = len(inputs), len(plan.size)
     pixel_weights: Tensor | None = None
     if weights is not None and weights.dim() > 3:
         pixel_weights, weights = weights, None
@@ -233,18 +236,24 @@ def _gather(call: _spec.Call, factors: _Factors) -> autograd.Gather:
     elif scale is not None or out_scale != 1.0:
         alone = scale is None and bias is None and pixel_weights is None
         shape = (count,) if alone else (1, count, 1)
-        weights = call.inputs[0].new_ones(shape, dtype=accumulate)
+        weights = inputs[0].new_ones(shape, dtype=accumulate)
     if weights is not None:
         if scale is not None:
             weights = weights.to(accumulate) * scale.to(accumulate)
         if out_scale != 1.0:
             weights = weights.to(accumulate) * out_scale
-    inputs, scales, windows = call.inputs, call.flat_scales, call.windows
     if bias is not None:
         inputs = [*inputs, bias.to(accumulate).view(1, -1, *[1] * rank)]
-        scales = [*scales, *[0.0] * rank] if scales else scales
-        windows = [*windows, *[1, 1, 0] * rank] if windows else windows
-    return autograd.Gather(inputs, weights, pixel_weights, call.size, call.spec, scales, windows)
+        plan = plan.keep("with a bias", _with_one_more, inputs)
+    return autograd.Gather(plan, inputs, weights, pixel_weights)
+
+
+def _with_one_more(plan: autograd.Plan, inputs: Sequence[Tensor]) -> autograd.Plan:
+    """The plan for these maps, of which the last is new: it has neither scale nor window."""
+    rank = len(plan.size)
+    scales = [*plan.scales, *[0.0] * rank] if plan.scales else ()
+    windows = [*plan.windows, *[1, 1, 0] * rank] if plan.windows else ()
+    return autograd.Plan(inputs, plan.size, plan.spec, scales, windows)
 
 
 def resample_cat(
@@ -281,11 +290,11 @@ def resample_cat(
     of the incoming gradient.
     """
     name = "resample_cat"
-    call = _validate.prepare(
-        name, inputs, size, mode, align_corners, antialias, scale_factors, activation, dtype,
-        cat=True, out=out,
+    planned = _plans.find(
+        name, _plans.CAT, inputs, size, mode, align_corners, antialias, scale_factors, activation,
+        dtype, out=out,
     )  # fmt: skip
-    return _run(name, call, impl, reference.resample_cat, out=out)
+    return _run(name, planned, inputs, impl, reference.resample_cat, out=out)
 
 
 def resample_max(
@@ -322,12 +331,11 @@ def resample_max(
     bit per input and element for them.
     """
     name = "resample_max"
-    call = _validate.prepare(
-        name, inputs, size, mode, align_corners, antialias, scale_factors, activation, dtype,
-        maximum=True, out=out,
+    planned = _plans.find(
+        name, _plans.MAX, inputs, size, mode, align_corners, antialias, scale_factors, activation,
+        dtype, out=out,
     )  # fmt: skip
-    _validate.check_channels(name, inputs)
-    return _run(name, call, impl, reference.resample_max, out=out)
+    return _run(name, planned, inputs, impl, reference.resample_max, out=out)
 
 
 def resample_pyramid(
@@ -361,30 +369,21 @@ def resample_pyramid(
     Gradients of any order, deterministic.
     """
     name = "resample_pyramid"
-    calls = [
-        _validate.prepare(
-            name,
-            [input],
-            size,
-            mode,
-            align_corners,
-            antialias,
-            [factor],
-            None,
-            None,
-            pooling=False,
-            argument="input",
+    inputs = [input]
+    levels = []
+    for size, factor in _validate.levels(name, sizes, scale_factors):
+        factors = None if factor is None else [factor]
+        level = _plans.find(
+            name, _plans.ONE_MAP, inputs, size, mode, align_corners, antialias, factors, None, None
         )
-        for size, factor in _validate.levels(name, sizes, scale_factors)
-    ]
-    reasons = _dispatch.reasons_for_reference(name, impl, [input])
+        levels.append(level)
+    reasons = _dispatch.reasons_for_reference(name, impl, inputs)
     if reasons:
-        results = [reference.resample_sum(call) for call in calls]
+        results = [reference.resample_sum(level.with_maps(inputs)) for level in levels]
     else:
-        levels = [autograd.Level(call.size, call.spec, call.flat_scales) for call in calls]
-        results = autograd.resample_levels(input, levels)
-    for call, result in zip(calls, results, strict=True):
-        _tell(name, call, result, False, reasons)
+        results = autograd.resample_levels(input, [level.plan for level in levels])
+    for level, result in zip(levels, results, strict=True):
+        _tell(name, level.with_maps(inputs), result, False, reasons)
     return results
 
 
@@ -423,9 +422,9 @@ def resample_sum_many(jobs: Sequence[Mapping[str, Any]], *, impl: Impl = "auto")
     prepared = []
     for i, job in enumerate(jobs):
         prepared.append(_prepare_job(f"{name}: jobs[{i}]", **job))
-    first = prepared[0][0].inputs[0]
-    for i, (call, _) in enumerate(prepared):
-        x = call.inputs[0]
+    first = jobs[0]["inputs"][0]
+    for i, job in enumerate(jobs):
+        x = job["inputs"][0]
         if x.device != first.device or x.dim() != first.dim():
             raise ValueError(
                 f"{name}: expected the maps of jobs[{i}] on {first.device} with {first.dim()} "
@@ -433,10 +432,12 @@ def resample_sum_many(jobs: Sequence[Mapping[str, Any]], *, impl: Impl = "auto")
             )
     reasons = _dispatch.reasons_for_reference(name, impl, [first])
     if reasons:
-        results = [reference.resample_sum(call, *factors) for call, factors in prepared]
+        results = [reference.resample_sum(call, *factors) for _, call, factors in prepared]
     else:
-        results = autograd.many([_gather(call, factors) for call, factors in prepared])
-    for (call, factors), result in zip(prepared, results, strict=True):
+        results = autograd.many(
+            [_gather(plan, call.inputs, factors) for plan, call, factors in prepared]
+        )
+    for (_, call, factors), result in zip(prepared, results, strict=True):
         _tell(name, call, result, factors.weights is not None, reasons)
     return results
 
@@ -458,18 +459,22 @@ def _prepare_job(
     scale_factors: float | Sequence[ScaleFactor | None] | None = None,
     activation: str | None = None,
     dtype: torch.dtype | None = None,
-) -> tuple[_spec.Call, _Factors]:
+) -> tuple[autograd.Plan, _spec.Call, _Factors]:
     """A sum's arguments, checked."""
-    call = _validate.prepare(
-        name, inputs, size, mode, align_corners, antialias, scale_factors, activation, dtype
+    planned = _plans.find(
+        name, _plans.SUM, inputs, size, mode, align_corners, antialias, scale_factors, activation,
+        dtype,
+    )  # fmt: skip
+    factors = _check_factors(
+        name, planned.plan, inputs, weights, normalize, eps, scale, bias, out_scale
     )
-    _validate.check_channels(name, inputs)
-    return call, _check_factors(name, call, weights, normalize, eps, scale, bias, out_scale)
+    return planned.plan, planned.with_maps(inputs), factors
 
 
 def _check_factors(
     name: str,
-    call: _spec.Call,
+    plan: autograd.Plan,
+    inputs: Sequence[Tensor],
     weights: Tensor | None,
     normalize: str | None,
     eps: float,
@@ -479,17 +484,17 @@ def _check_factors(
 ) -> _Factors:
     """The factors of a sum, checked, the weights normalised."""
     if weights is not None:
-        _validate.check_weights(name, weights, call)
+        _validate.check_weights(name, weights, inputs, plan.size)
     if scale is None and bias is None and normalize is None and out_scale == 1.0:
         return _Factors(weights)
     _validate.check_normalize(name, normalize, eps, weights)
     _validate.check_out_scale(name, out_scale)
     if weights is not None and normalize is not None:
-        accumulate = _spec.accumulation_dtype(call.spec)
+        accumulate = _spec.accumulation_dtype(plan.spec)
         weights = reference.normalized_weights(weights, normalize, eps, accumulate)
     for argument, value in (("scale", scale), ("bias", bias)):
         if value is not None:
-            _validate.check_per_channel(name, argument, value, call.inputs[0])
+            _validate.check_per_channel(name, argument, value, inputs[0])
     return _Factors(weights, scale, bias, out_scale)
 
 
@@ -520,7 +525,8 @@ observers: list[Callable[[Observation], None]] = []
 
 def _run(
     name: str,
-    call: _spec.Call,
+    planned: _plans.Planned,
+    inputs: Sequence[Tensor],
     impl: Impl,
     plain: Callable[..., Tensor],
     factors: _Factors = _NO_FACTORS,
@@ -528,30 +534,33 @@ def _run(
     accumulate: bool = False,
 ) -> Tensor:
     """Runs a call on a kernel, or by the reference ``plain``, and tells the observers."""
-    reasons = _dispatch.reasons_for_reference(name, impl, call.inputs)
+    plan = planned.plan
+    reasons = _dispatch.reasons_for_reference(name, impl, inputs, (), planned.device_type)
     if out is not None:
-        _validate.check_no_grad(name, [*call.inputs, *factors[:3], out])
+        _validate.check_no_grad(name, [*inputs, *factors[:3], out])
         if not reasons:
-            autograd.gather_into(out, _gather(call, factors), accumulate)
+            autograd.gather_into(out, _gather(plan, inputs, factors), accumulate)
         elif accumulate:
-            out.copy_(plain(call, *factors, out))
+            out.copy_(plain(planned.with_maps(inputs), *factors, out))
         else:
-            out.copy_(plain(call, *factors) if factors is not _NO_FACTORS else plain(call))
+            out.copy_(_run_plain(plain, planned.with_maps(inputs), factors))
         output = out
     elif reasons:
-        output = plain(call, *factors) if factors is not _NO_FACTORS else plain(call)
-    elif factors is _NO_FACTORS or factors.are_simple():
-        output = autograd.gather(
-            call.inputs, factors.weights, call.size, call.spec, call.flat_scales, call.windows
-        )
+        output = _run_plain(plain, planned.with_maps(inputs), factors)
+    elif factors is _NO_FACTORS:
+        output = autograd.gather(plan, inputs)
+    elif factors.are_simple():
+        output = autograd.gather(plan, inputs, factors.weights)
     else:
-        g = _gather(call, factors)
-        output = autograd.gather(
-            g.inputs, g.weights, g.size, g.spec, g.scales, g.windows, g.pixel_weights
-        )
+        output = autograd.gather(*_gather(plan, inputs, factors))
     if observers:
-        _tell(name, call, output, factors.weights is not None, reasons)
+        _tell(name, planned.with_maps(inputs), output, factors.weights is not None, reasons)
     return output
+
+
+def _run_plain(plain: Callable[..., Tensor], call: _spec.Call, factors: _Factors) -> Tensor:
+    """The reference: that of a sum takes factors."""
+    return plain(call) if factors is _NO_FACTORS else plain(call, *factors)
 
 
 def _tell(

@@ -94,11 +94,12 @@ def test_raw_extended_operators_pass_opcheck(case: Case, kernel: str) -> None:
         given.get("weights"), given.get("scale"), given.get("bias"),
         case.kwargs.get("out_scale", 1.0),
     )  # fmt: skip
-    f = functional._gather(call, factors)
+    plan = autograd.Plan(maps, call.size, call.spec, call.flat_scales, call.windows)
+    f = functional._gather(plan, maps, factors)
     weights = f.weights
     if weights is not None and weights.dim() == 1:
         weights = weights.view(1, -1, 1)
-    size, scales, windows = list(call.size), f.scales, f.windows
+    size, scales, windows = list(call.size), f.plan.scales, f.plan.windows
     inputs, pixels = list(f.inputs), f.pixel_weights
     arguments = (inputs, weights, pixels, None, None, size, call.spec | _spec.SAVE, scales, windows)
     torch.library.opcheck(_ops.gather_extended, arguments)
@@ -265,7 +266,8 @@ def test_layout_of_result_and_gradients(case: Case, device: str, impl: str) -> N
         # The fake operator must promise the same strides, or compiled code reads the wrong memory.
         call = case.prepared(maps)
         fakes = [torch.empty_strided(x.shape, x.stride(), device="meta") for x in maps]
-        fake = autograd.gather(fakes, None, call.size, call.spec, call.flat_scales, call.windows)
+        plan = autograd.Plan(fakes, call.size, call.spec, call.flat_scales, call.windows)
+        fake = autograd.gather(plan, fakes)
         assert (fake.shape, fake.stride(), fake.dtype) == (
             output.shape, output.stride(), output.dtype
         )  # fmt: skip

@@ -30,7 +30,10 @@ template <typename acc_t>
 class BranchRowsCpu {
  public:
   BranchRowsCpu(const GatherParams& params, const RowOps<acc_t>& ops)
-      : params_(params), alone_(branches_alone(params)), gather_(alone_, ops, true) {
+      : params_(params),
+        sums_at_once_(can_sum_at_once(params)),
+        alone_(branches_alone(params, sums_at_once_)),
+        gather_(alone_, ops, sums_at_once_ ? GatherPart::kSum : GatherPart::kBranches) {
     for (int b = 0; b < params.num_branches; ++b) {
       const Branch& branch = params.branches[b];
       is_cat_ = is_cat_ || branch.map.size[1] != params.out.size[1];
@@ -47,6 +50,8 @@ class BranchRowsCpu {
   };
 
   bool is_cat() const { return is_cat_; }
+  // Whether sum() is there, instead of single branches.
+  bool sums_at_once() const { return sums_at_once_; }
   // How the result is walked: rows in chunks, a row in tiles, in pixels.
   int64_t rows_per_chunk() const { return gather_.rows_per_chunk(); }
   int64_t tile() const { return gather_.tile(); }
@@ -61,22 +66,72 @@ class BranchRowsCpu {
     return c >= branch.channel_begin && c < branch.channel_begin + branch.map.size[1];
   }
 
-  // R_b(x_b) for the `columns` pixels from p on, which are tile number `tile` of the row: dense.
+  // Pixels are asked for in tiles of a row, or in whole rows of one channel that follow each other:
+  // `columns` in all from p on, which begin with tile number `tile`. Values are dense.
+
+  // The weighted sum of all branches.
+  void sum(const Position& p, int64_t tile, int64_t columns, acc_t* to, Scratch& scratch) const {
+    for_each_row(p, columns, [&](const Position& row, int64_t length, int64_t done) {
+      gather_.sum_tile(row, tile, length, to + done, scratch.gather);
+    });
+  }
+
+  // Where R_b(x_b) is: in the map itself, or written to `memory`.
+  const acc_t* values(int b, const Position& p, int64_t tile, int64_t columns,
+                      std::vector<acc_t>& memory, Scratch& scratch) const {
+    const bool one_row = p.at[2] + columns <= params_.out.size[4];
+    const acc_t* in_place =
+        pools_[b] || !(one_row || gather_.is_dense(b)) ? nullptr : gather_.row_in_place(b, p);
+    if (in_place) return in_place;
+    acc_t* to = room(memory, columns * channels(b));
+    write(b, p, tile, columns, to, scratch);
+    return to;
+  }
+
+  // R_b(x_b).
   void write(int b, const Position& p, int64_t tile, int64_t columns, acc_t* to,
              Scratch& scratch) const {
-    if (pools_[b]) {
-      pools_[b]->row(p, columns, to, params_.index[b], params_.wide_index[b], scratch.pool);
-    } else {
-      gather_.branch_row(b, p, tile, columns, to, scratch.gather);
-    }
+    for_each_row(p, columns, [&](const Position& row, int64_t length, int64_t done) {
+      acc_t* values = to + done * channels(b);
+      if (pools_[b]) {
+        pools_[b]->row(row, length, values, params_.index[b], params_.wide_index[b], scratch.pool);
+      } else {
+        gather_.branch_row(b, row, tile, length, values, scratch.gather);
+      }
+    });
   }
 
  private:
-  // The same branches, resampled and nothing else.
-  static GatherParams branches_alone(const GatherParams& params) {
+  // Calls f(position, columns, those before) for the rows that the pixels from p on are in.
+  template <typename F>
+  void for_each_row(const Position& p, int64_t columns, F&& f) const {
+    Position row = p;
+    for (int64_t done = 0; done < columns;) {
+      const int64_t length = std::min(columns - done, params_.out.size[4] - row.at[2]);
+      f(row, length, done);
+      done += length;
+      row.at[2] = 0;
+      ++row.at[1];
+    }
+  }
+
+  // Whether GatherCpu adds up the branches by itself.
+  static bool can_sum_at_once(const GatherParams& params) {
+    for (int b = 0; b < params.num_branches; ++b) {
+      const Branch& branch = params.branches[b];
+      if (is_max_pool(branch) || branch.map.size[1] != params.out.size[1]) return false;
+    }
+    return params.reduction == Reduction::kSum && !params.pixel_weights.data &&
+           !params.pixel_weight_grads &&
+           !(params.out.channels_last && params.weights.stride_c != 0);
+  }
+
+  // The same branches, resampled and nothing else, or weighted.
+  static GatherParams branches_alone(const GatherParams& params, bool weighted) {
     GatherParams alone{};
     alone.num_branches = params.num_branches;
     alone.dense = true;
+    if (weighted) alone.weights = params.weights;
     alone.out = params.out;
     alone.out.dtype = kSumType<acc_t>;
     for (int b = 0; b < params.num_branches; ++b) {
@@ -90,6 +145,7 @@ class BranchRowsCpu {
   }
 
   const GatherParams& params_;
+  const bool sums_at_once_;
   const GatherParams alone_;
   const GatherCpu<acc_t> gather_;
   std::optional<MaxPoolCpu<acc_t>> pools_[kMaxBranches];

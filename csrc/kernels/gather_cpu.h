@@ -14,15 +14,19 @@
 #include <vector>
 
 #include "rows_cpu.h"
-#include "tables_cpu.h"
+#include "table_cache_cpu.h"
 
 namespace msr {
+
+// What a GatherCpu is asked for: the result; tiles of a sum that stay in the cache, or of single
+// branches.
+enum class GatherPart { kResult, kSum, kBranches };
 
 template <typename acc_t>
 class GatherCpu {
  public:
-  // in_scratch: tiles are small, for a caller that asks for branches one by one.
-  GatherCpu(const GatherParams& params, const RowOps<acc_t>& ops, bool in_scratch = false)
+  GatherCpu(const GatherParams& params, const RowOps<acc_t>& ops,
+            GatherPart part = GatherPart::kResult)
       : params_(params), ops_(ops), rows_(params.out) {
     const Map& out = params.out;
     for (int b = params.num_branches - 1; b >= 0; --b) {
@@ -41,11 +45,13 @@ class GatherCpu {
     at_once_ =
         !has_bits_ || !out.channels_last || (out.size[1] % 8 == 0 && (!is_cat_ || whole_bytes_));
     for (int b = params.num_branches - 1; b >= 0; --b)
-      if (sources_[b].as_it_lies && at_once_ && !is_cat_ && !in_scratch && params.num_branches > 1)
+      if (sources_[b].as_it_lies && at_once_ && !is_cat_ && part != GatherPart::kBranches &&
+          params.num_branches > 1)
         base_ = b;
     // The sources of one sum have one type.
-    writes_result_ = !in_scratch && (is_cat_ || params.num_branches == 1);
-    in_scratch = in_scratch || !at_once_;  // something is kept there between two steps
+    writes_result_ = part == GatherPart::kResult && (is_cat_ || params.num_branches == 1);
+    // Something is kept in scratch between two steps.
+    bool in_scratch = part != GatherPart::kResult || !at_once_;
     for (int b = 0; b < params.num_branches && !is_cat_; ++b) {
       if (b != base_ && (!sources_[b].lies_well || sources_[b].dtype != narrow_))
         narrow_ = kKeep.dtype;
@@ -63,7 +69,7 @@ class GatherCpu {
       tile_ = std::max<int64_t>(1, rows_.width);
     }
     for (int b = 0; b < params.num_branches; ++b) list_columns(sources_[b]);
-    finisher_ = base_ == params.num_branches - 1 ? base_ - 1 : params.num_branches - 1;
+    plan_rows();
     // Whole bytes of the mask per chunk, so that no two threads share one; and enough work to be
     // worth a task.
     const int64_t length = std::max<int64_t>(1, rows_.channels * rows_.width);
@@ -82,16 +88,16 @@ class GatherCpu {
   // A thread's memory between rows.
   struct Scratch {
     explicit Scratch(const GatherCpu& gather)
-        : taps(gather.max_taps_), weights(gather.max_taps_), slots(gather.max_taps_) {
+        : taps(gather.all_taps_), weights(gather.all_taps_), slots(gather.all_taps_) {
       for (int b = 0; b < gather.params_.num_branches; ++b) {
         const Source& s = gather.sources_[b];
         resampled[b].resize((s.depth_mask + 1) * (s.height_mask + 1));
       }
-      const int64_t widest = std::min(gather.tile_, gather.rows_.width) * gather.rows_.channels;
+      const int64_t widest = gather.tile_ * gather.rows_.channels;
       for (std::vector<uint8_t>& row : bits) row.resize(ceil_div(widest, 8));
     }
 
-    std::vector<acc_t> sums[2];             // of the branches so far, one after the other
+    std::vector<acc_t> sum;                 // of a tile that is finished in a pass of its own
     std::vector<acc_t> rows[kMaxBranches];  // the source columns that the tile reads
     std::vector<uint8_t> bits[2];           // of gate and mask, where they begin within a byte
     int32_t count;                          // of the rows that are combined:
@@ -146,8 +152,28 @@ class GatherCpu {
     if (params_.out.channels_last) {
       write_pixels(b, b + 1, p, tile, columns, to, kKeep, scratch);
     } else {
-      add_branch(b, p, tile, columns, {nullptr, nullptr, to, kKeep}, scratch);
+      add_branch(b, p, tile, columns, {nullptr, to, kKeep}, scratch);
     }
+  }
+
+  // The sum of all branches, for the same pixels.
+  void sum_tile(const Position& p, int64_t tile, int64_t columns, acc_t* to,
+                Scratch& scratch) const {
+    if (params_.out.channels_last) {
+      write_pixels(0, params_.num_branches, p, tile, columns, to, kKeep, scratch);
+    } else {
+      sum_rows(p, tile, columns, to, kKeep, scratch);
+    }
+  }
+
+  // Whether the values of neighbouring rows of a channel are one run.
+  bool is_dense(int b) const { return sources_[b].dense_image; }
+
+  // Where the values of branch_row lie already, or null.
+  const acc_t* row_in_place(int b, const Position& p) const {
+    const Source& s = sources_[b];
+    if (!s.as_it_lies || s.dtype != kKeep.dtype) return nullptr;
+    return reinterpret_cast<const acc_t*>(element_at(s, p));
   }
 
  private:
@@ -156,13 +182,12 @@ class GatherCpu {
 
   static constexpr int32_t kMostRows = 2;  // of a branch, that are read where they lie
 
-  using Table = std::optional<TapTable<acc_t>>;
+  using Table = std::shared_ptr<const TapTable<acc_t>>;
 
   // One branch, as it is read. Tables are empty for axes that keep their size.
   struct Source {
     const char* data;
     int64_t stride[kDims];  // bytes
-    int64_t element;        // bytes
     DType dtype;
     bool weighted;
     int64_t channel_begin, channels;  // in the output
@@ -174,6 +199,7 @@ class GatherCpu {
     Taps<acc_t> taps;            // of the width
     std::vector<Range> columns;  // of the source, per tile
     bool resampled_rows_serve_twice;
+    bool rows_first;   // there are more of them than rows of the result: they are combined before
     bool rows_repeat;  // a row of the result is one row, resampled along the width
     bool only_copied;  // every pixel of the result is one of its own
     bool dense_image;  // one channel after the other, without gaps
@@ -183,23 +209,46 @@ class GatherCpu {
 
   // Where a branch's share of a tile goes.
   struct Target {
-    const acc_t* previous;  // or null
-    const void* base;       // or null
+    const void* base;  // or null
     void* to;
     Finish finish;
   };
 
   static constexpr Finish kKeep{nullptr, nullptr, false, kSumType<acc_t>};
 
-  // How many rows from p's on, up to `rows`, are only copied: all of them one run in their source.
+  // How the branches of one channel are summed.
+  void plan_rows() {
+    bool as_they_lie = !params_.out.channels_last;
+    // Those of the result's width come last, as the base does: weights of one change no bit.
+    for (const bool resampled : {true, false}) {
+      for (int b = 0; b < params_.num_branches; ++b) {
+        const Source& s = sources_[b];
+        dense_images_ = dense_images_ && s.dense_image;
+        if (b == base_ || (s.width != nullptr) != resampled) continue;
+        listed_[num_listed_++] = b;
+        as_they_lie = as_they_lie && !s.width && s.dtype == narrow_ &&
+                      stretch_of(s, rows_.width).is_vectorizable();
+      }
+    }
+    if (num_listed_ == 1) only_ = listed_[0];
+    if (as_they_lie) listed_dtype_ = narrow_;
+  }
+
+  // How many rows from p's on, up to `rows`, are one run in every source that they read.
   int64_t rows_together(const Position& p, int64_t rows) const {
-    if (!is_cat_ || params_.out.channels_last || has_bits_) return 1;
+    if (params_.out.channels_last) return 1;
+    const int64_t per_plane = params_.out.size[2] * params_.out.size[3];
+    const int64_t before = p.at[0] * params_.out.size[3] + p.at[1];
+    if (!is_cat_) {
+      const int64_t planes = params_.weights.stride_c == 0 ? params_.out.size[1] - p.c : 1;
+      const int64_t most = std::min(rows, std::max<int64_t>(1, tile_ / rows_.width));
+      return dense_images_ ? std::min(most, planes * per_plane - before) : 1;
+    }
+    if (has_bits_) return 1;
     for (int b = 0; b < params_.num_branches; ++b) {
       const Source& s = sources_[b];
       if (!has_channel(s, p.c)) continue;
-      const int64_t per_plane = params_.out.size[2] * params_.out.size[3];
-      const int64_t rest = (s.channel_begin + s.channels - p.c) * per_plane -
-                           (p.at[0] * params_.out.size[3] + p.at[1]);
+      const int64_t rest = (s.channel_begin + s.channels - p.c) * per_plane - before;
       return s.dense_image ? std::min(rows, rest) : 1;
     }
     return 1;
@@ -212,31 +261,24 @@ class GatherCpu {
     Source& s = sources_[b];
     s.data = static_cast<const char*>(map.data);
     s.dtype = map.dtype;
-    s.element = element_size(map.dtype);
-    for (int i = 0; i < kDims; ++i) s.stride[i] = map.stride[i] * s.element;
+    for (int i = 0; i < kDims; ++i) s.stride[i] = map.stride[i] * element_size(map.dtype);
     s.weighted = params_.weights.has(b);
     s.channel_begin = branch.channel_begin;
     s.channels = map.size[1];
     s.column_stride = map.stride[4];
     s.channel_stride = map.stride[1];
-    const auto make = [&](Table& table, int axis) {
+    const auto make = [&](Table& table, int axis, TableUse use) {
       const bool needed = branch.axis[axis].rule != Rule::kIdentity || (axis == 2 && !planar);
-      if (needed) table.emplace(branch.axis[axis]);
+      if (needed) table = tap_table(branch.axis[axis], use, ops_);
       return table ? table->max_count() : 1;
     };
-    const int32_t most_d = make(s.depth, 0), most_h = make(s.height, 1);
-    max_taps_ = std::max(max_taps_, most_d * most_h);
+    const int32_t most_d = make(s.depth, 0, TableUse::kLists);
+    const int32_t most_h = make(s.height, 1, TableUse::kLists);
+    all_taps_ += std::max(1, most_d * most_h);
     s.depth_mask = power_of_two_from(most_d) - 1;
     s.height_mask = power_of_two_from(most_h) - 1;
-    make(s.width, 2);
-    if (s.width) {
-      if (planar) {
-        s.width->prepare_blocks(ops_.lanes, ops_.can_look_up);
-      } else {
-        s.width->prepare_pairs();
-      }
-      s.taps = s.width->view();
-    }
+    make(s.width, 2, planar ? TableUse::kBlocks : TableUse::kPairs);
+    if (s.width) s.taps = s.width->view();
     s.resampled_rows_serve_twice = s.depth || s.height || s.weighted;
     const Stretch pixels = stretch_of(s, rows_.width);
     s.as_it_lies = is_identity(branch) && map.dtype == params_.out.dtype && !s.weighted &&
@@ -247,6 +289,8 @@ class GatherCpu {
     s.lies_well = most_d * most_h <= kMostRows && full_rows && pixels.is_vectorizable() &&
                   (map.dtype == kKeep.dtype || map.dtype == narrow_);
     s.rows_repeat = single(s.depth) && single(s.height) && !s.weighted;
+    s.rows_first = map.size[2] * map.size[3] > params_.out.size[2] * params_.out.size[3] &&
+                   most_d * most_h > 1;
     s.only_copied = s.rows_repeat && single(s.width) && map.dtype == params_.out.dtype &&
                     (s.channels == 1 || s.channel_stride == 1);
     s.dense_image = planar && is_identity(branch) && map.stride[4] == 1 &&
@@ -293,14 +337,14 @@ class GatherCpu {
     void* to = static_cast<char*>(out.data) + offset * element_size(out.dtype);
     const Finish how = finish_at(offset, length, scratch);
     if (out.channels_last) {
-      acc_t* sums = at_once_ ? nullptr : room(scratch.sums[0], length);
+      acc_t* sums = at_once_ ? nullptr : room(scratch.sum, length);
       write_pixels(0, params_.num_branches, p, tile, columns, sums ? sums : to, sums ? kKeep : how,
                    scratch);
       if (sums) store_run(ops_, sums, length, to, how);
     } else if (is_cat_) {
       int b = 0;
       while (!has_channel(sources_[b], p.c)) ++b;
-      add_branch(b, p, tile, columns, {nullptr, nullptr, to, how}, scratch);
+      add_branch(b, p, tile, columns, {nullptr, to, how}, scratch);
     } else {
       sum_rows(p, tile, columns, to, how, scratch);
     }
@@ -308,23 +352,29 @@ class GatherCpu {
       place_bits(params_.mask, offset, how.mask, length);
   }
 
-  // One channel: adds up the branches. The one that needs nothing joins the one that finishes.
+  // One channel: adds up the branches, in one go over the rows of all that are resampled.
   void sum_rows(const Position& p, int64_t tile, int64_t columns, void* to, const Finish& how,
                 Scratch& scratch) const {
-    const void* base = base_of(p);
-    const acc_t* previous = nullptr;
-    int turn = 0;
-    for (int b = 0; b < params_.num_branches; ++b) {
-      if (b == base_) continue;
-      if (b == finisher_) {
-        add_branch(b, p, tile, columns, {previous, base, to, how}, scratch);
-        continue;
+    const Target target{base_of(p), to, how};
+    if (only_ >= 0) return add_branch(only_, p, tile, columns, target, scratch);
+    int32_t count = 0;
+    for (int i = 0; i < num_listed_; ++i) {
+      const int b = listed_[i];
+      const Source& s = sources_[b];
+      const Range source = s.width ? s.columns[tile] : Range{p.at[2], p.at[2]};
+      list_taps(s, p, source.begin, scratch, count);
+      if (s.width) {
+        resample_listed(s, b, p.at[2], tile, columns, source, count, scratch);
+      } else if (s.dtype != listed_dtype_ || !stretch_of(s, columns).is_vectorizable()) {
+        const int32_t rows = scratch.count - count;
+        acc_t* copy = room(scratch.resampled[b][0].row, rows * columns);
+        for (int32_t row = count; row < scratch.count; ++row, copy += columns)
+          scratch.taps[row] =
+              loaded_to(copy, scratch.taps[row], s.dtype, stretch_of(s, columns), ops_);
       }
-      acc_t* sum = room(scratch.sums[turn], columns);
-      turn = 1 - turn;
-      add_branch(b, p, tile, columns, {previous, nullptr, sum, kKeep}, scratch);
-      previous = sum;
+      count = scratch.count;
     }
+    combine(listed_dtype_, {columns, 1, 1, 1}, target, scratch);
   }
 
   // channels_last: the sum of branches [first, last), or one after the other within each pixel.
@@ -381,14 +431,17 @@ class GatherCpu {
     }
     const Stretch stretch = stretch_of(s, range.end - range.begin);
     acc_t* sum = room(combined, stretch.numel());
-    combine(s.dtype, stretch, {nullptr, nullptr, sum, kKeep}, scratch);
+    combine(s.dtype, stretch, {nullptr, sum, kKeep}, scratch);
     sources[0] = row_at(sum, kKeep.dtype, s.channels, acc_t(1));
     return 1;
   }
 
   const void* base_of(const Position& p) const {
-    if (base_ < 0) return nullptr;
-    const Source& s = sources_[base_];
+    return base_ < 0 ? nullptr : element_at(sources_[base_], p);
+  }
+
+  // The element of a branch of the result's size at p.
+  const char* element_at(const Source& s, const Position& p) const {
     return plane(s, p) + p.at[0] * s.stride[2] + p.at[1] * s.stride[3] + p.at[2] * s.stride[4];
   }
 
@@ -398,7 +451,7 @@ class GatherCpu {
            (params_.out.channels_last ? 0 : (p.c - s.channel_begin) * s.stride[1]);
   }
 
-  // target = finish(previous + w_b * R_b(x_b)) for the pixels of the tile that begins at p.
+  // target = finish(base + w_b * R_b(x_b)) for the pixels of the tile that begins at p.
   void add_branch(int b, const Position& p, int64_t tile, int64_t columns, const Target& target,
                   Scratch& scratch) const {
     const Source& s = sources_[b];
@@ -412,8 +465,10 @@ class GatherCpu {
     along_row(s, b, p.at[2], tile, columns, source, target, scratch);
   }
 
-  // The source rows that a row of the output reads, with their weights, from column `begin` on.
-  void list_taps(const Source& s, const Position& p, int32_t begin, Scratch& scratch) const {
+  // The source rows that a row of the output reads, with their weights, from column `begin` on:
+  // behind `count` that are listed already.
+  void list_taps(const Source& s, const Position& p, int32_t begin, Scratch& scratch,
+                 int32_t count = 0) const {
     const auto b = static_cast<int>(&s - sources_);
     const acc_t factor = weight_of<acc_t>(params_.weights, b, p.n, p.c);
     const char* data = plane(s, p) + begin * s.stride[4];
@@ -422,7 +477,6 @@ class GatherCpu {
     const int32_t count_d = s.depth ? s.depth->count(p.at[0]) : 1;
     const int32_t count_h = s.height ? s.height->count(p.at[1]) : 1;
     const acc_t* weights_h = s.height ? s.height->weights(p.at[1]) : nullptr;
-    int32_t count = 0;
     for (int32_t d = first_d; d < first_d + count_d; ++d) {
       const acc_t weight = s.depth ? factor * s.depth->weights(p.at[0])[d - first_d] : factor;
       for (int32_t h = first_h; h < first_h + count_h; ++h) {
@@ -435,32 +489,42 @@ class GatherCpu {
     scratch.count = count;
   }
 
-  // target = finish(previous + the listed rows), which are copied first if they cannot be walked.
-  void combine(DType dtype, Stretch stretch, const Target& target, Scratch& scratch) const {
-    if (scratch.count == 0) {  // nothing is read: zero times a row of zeros
+  // target = finish(base + the listed rows), which are copied first if they cannot be walked.
+  void combine(DType dtype, Stretch stretch, const Target& target, Scratch& scratch,
+               int32_t first = 0) const {
+    const void** rows = scratch.taps.data() + first;
+    int32_t count = scratch.count - first;
+    if (count == 0) {  // nothing is read: zero times a row of zeros
       const int64_t length = stretch.numel();
       acc_t* zeros = room(scratch.copies, length);
       std::fill_n(zeros, length, acc_t(0));
-      scratch.taps[0] = zeros;
-      scratch.weights[0] = acc_t(0);
-      scratch.count = 1;
+      rows[0] = zeros;
+      scratch.weights[first] = acc_t(0);
+      count = 1;
       dtype = kKeep.dtype;
       stretch.column_stride = stretch.channels;
     } else if (!stretch.is_vectorizable() || !takes<acc_t>(dtype, target.finish.dtype)) {
       const int64_t length = stretch.numel();
-      acc_t* copy = room(scratch.copies, scratch.count * length);
-      for (int32_t i = 0; i < scratch.count; ++i, copy += length) {
-        copy_stretch(copy, scratch.taps[i], dtype, stretch);
-        scratch.taps[i] = copy;
+      acc_t* copy = room(scratch.copies, count * length);
+      for (int32_t i = 0; i < count; ++i, copy += length) {
+        copy_stretch(copy, rows[i], dtype, stretch);
+        rows[i] = copy;
       }
       dtype = kKeep.dtype;
       stretch.column_stride = stretch.channels;
     }
-    CombineArgs<acc_t> args{
-        target.to,       target.previous,        target.base,           scratch.taps.data(),
-        nullptr,         scratch.weights.data(), scratch.count,         dtype,
-        stretch.columns, stretch.channels,       stretch.column_stride, 0,
-        target.finish};
+    CombineArgs<acc_t> args{target.to,
+                            target.base,
+                            rows,
+                            nullptr,
+                            scratch.weights.data() + first,
+                            count,
+                            dtype,
+                            stretch.columns,
+                            stretch.channels,
+                            stretch.column_stride,
+                            0,
+                            target.finish};
     if (!params_.out.channels_last) {  // pixels of one channel are one long run
       args.columns = 1;
       args.channels = stretch.columns;
@@ -471,10 +535,12 @@ class GatherCpu {
   // One channel: goes along the width of each listed row, then combines.
   void along_row(const Source& s, int b, int32_t begin, int64_t tile, int64_t columns, Range source,
                  const Target& target, Scratch& scratch) const {
-    if (!s.resampled_rows_serve_twice) {
-      resample_row(s, begin, columns, source, scratch.taps[0], target, scratch);
-      return;
+    if (s.rows_first) {
+      const acc_t* row = combined_row(s, source, 0, scratch);
+      return along_walkable(s, begin, columns, source, row, kKeep.dtype, target);
     }
+    if (!s.resampled_rows_serve_twice)
+      return resample_row(s, begin, columns, source, scratch.taps[0], target, scratch);
     if (s.rows_repeat && writes_result_ && !has_bits_) {
       Resampled& kept = scratch.resampled[b][scratch.slots[0]];
       if (kept.source == scratch.taps[0] && kept.tile == tile) {
@@ -487,36 +553,65 @@ class GatherCpu {
       kept.result = target.to;  // where it is warm
       return;
     }
-    for (int32_t i = 0; i < scratch.count; ++i) {
+    resample_listed(s, b, begin, tile, columns, source, 0, scratch);
+    combine(kKeep.dtype, {columns, 1, 1, 0}, target, scratch);
+  }
+
+  // Replaces the listed rows, from number `first` on, by what they are along the width of the tile.
+  void resample_listed(const Source& s, int b, int32_t begin, int64_t tile, int64_t columns,
+                       Range source, int32_t first, Scratch& scratch) const {
+    if (s.rows_first) {
+      const acc_t* row = combined_row(s, source, first, scratch);
+      acc_t* to = room(scratch.resampled[b][0].row, columns);
+      along_walkable(s, begin, columns, source, row, kKeep.dtype, {nullptr, to, kKeep});
+      scratch.taps[first] = to;
+      scratch.weights[first] = acc_t(1);
+      scratch.count = first + 1;
+      return;
+    }
+    for (int32_t i = first; i < scratch.count; ++i) {
       Resampled& kept = scratch.resampled[b][scratch.slots[i]];
       if (kept.source != scratch.taps[i] || kept.tile != tile) {
         kept.source = scratch.taps[i];
         kept.tile = tile;
-        const Target to{nullptr, nullptr, room(kept.row, columns), kKeep};
+        const Target to{nullptr, room(kept.row, columns), kKeep};
         resample_row(s, begin, columns, source, scratch.taps[i], to, scratch);
       }
       scratch.taps[i] = kept.row.data();
     }
-    combine(kKeep.dtype, {columns, 1, 1, 0}, target, scratch);
+  }
+
+  // The sum of the rows that are listed from number `first` on, for the columns of `source`.
+  const acc_t* combined_row(const Source& s, Range source, int32_t first, Scratch& scratch) const {
+    const Stretch stretch = stretch_of(s, source.end - source.begin);
+    acc_t* row = padded_row(scratch, stretch.numel());
+    combine(s.dtype, stretch, {nullptr, row, kKeep}, scratch, first);
+    return row;
   }
 
   void resample_row(const Source& s, int32_t begin, int64_t columns, Range source, const void* row,
                     const Target& target, Scratch& scratch) const {
     const Stretch stretch = stretch_of(s, source.end - source.begin);
-    AlongRowArgs<acc_t> args{target.to, target.previous, target.base, row,          s.dtype,
-                             &s.taps,   begin,           columns,     target.finish};
-    int64_t element = s.element;
     // The permutes read whole vectors, also beyond the end of a row that is shorter.
-    if (!stretch.is_vectorizable() || s.width->needs_padding() ||
-        !takes<acc_t>(s.dtype, target.finish.dtype)) {
-      acc_t* copy = room(scratch.rows[0], stretch.numel() + TapTable<acc_t>::kPadding);
-      copy_stretch(copy, row, s.dtype, stretch);
-      args.row = copy;
-      args.dtype = kKeep.dtype;
-      element = sizeof(acc_t);
-    }
-    args.row = static_cast<const char*>(args.row) - source.begin * element;
-    ops_.along_row(args);
+    if (stretch.is_vectorizable() && !s.width->needs_padding() &&
+        takes<acc_t>(s.dtype, target.finish.dtype))
+      return along_walkable(s, begin, columns, source, row, s.dtype, target);
+    acc_t* copy = padded_row(scratch, stretch.numel());
+    copy_stretch(copy, row, s.dtype, stretch);
+    along_walkable(s, begin, columns, source, copy, kKeep.dtype, target);
+  }
+
+  // A row in scratch: vector loads may reach beyond both of its ends.
+  static acc_t* padded_row(Scratch& scratch, int64_t length) {
+    constexpr int32_t kPadding = TapTable<acc_t>::kPadding;
+    return room(scratch.rows[0], length + 2 * kPadding) + kPadding;
+  }
+
+  // row: the columns of `source`, as the row operations walk them.
+  void along_walkable(const Source& s, int32_t begin, int64_t columns, Range source,
+                      const void* row, DType dtype, const Target& target) const {
+    ops_.along_row({target.to, target.base, advance(row, dtype, -source.begin), dtype, &s.taps,
+                    begin, columns, target.finish});
   }
 
   const GatherParams& params_;
@@ -525,14 +620,18 @@ class GatherCpu {
   DType narrow_ = kKeep.dtype;  // the type of rows, other than the accumulation type, that are read
                                 // in channels_last without being copied
   int64_t rows_per_chunk_, tile_;
-  int32_t max_taps_ = 1;
+  int32_t all_taps_ = 0;  // rows that a row of the result reads, at most
   bool is_cat_ = false;
-  bool whole_bytes_ = true;  // every branch has a multiple of eight channels
+  bool dense_images_ = true;  // every branch has the result's size, and rows without gaps
+  bool whole_bytes_ = true;   // every branch has a multiple of eight channels
   bool has_bits_;
-  bool writes_result_;  // each branch by itself, in one channel
-  bool at_once_;        // one branch finishes the tile,
-  int finisher_ = -1;   // this one,
-  int base_ = -1;       // and adds this one as it lies
+  bool writes_result_;        // each branch by itself, in one channel
+  bool at_once_;              // one branch finishes the tile,
+  int only_ = -1;             // this one, where there is no other,
+  int base_ = -1;             // and adds this one as it lies
+  int listed_[kMaxBranches];  // the branches whose rows are summed in one go,
+  int num_listed_ = 0;
+  DType listed_dtype_ = kKeep.dtype;  // and the type of the rows
   Source sources_[kMaxBranches];
 };
 

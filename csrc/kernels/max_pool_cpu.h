@@ -33,10 +33,14 @@ class MaxPoolCpu {
   }
 
   struct Scratch {
-    std::vector<acc_t> row;
-    std::vector<acc_t> best[2];     // of the windows' rows: elements, numbers of the rows
-    std::vector<acc_t> taken[2];    // of the windows: numbers of the rows and of the columns
-    std::vector<acc_t> strided[2];  // one column of all windows, brought together
+    std::vector<const acc_t*> rows;  // of windows, their numbers,
+    std::vector<acc_t> numbers, copies;
+    std::vector<acc_t> best[2];        // and of their largest: elements, numbers of the rows
+    std::vector<acc_t> taken[2];       // of the windows: numbers of the rows and of the columns
+    std::vector<PoolRow<acc_t>> taps;  // the columns of windows, and their numbers
+    std::vector<acc_t> tap_numbers;
+    std::vector<acc_t> strided[2];  // elements by their places modulo the stride
+    std::vector<acc_t> gradient;    // of a row, see begin_gradient
   };
 
   // The maxima for `columns` pixels from p on, dense, and into `index`, unless it is null, their
@@ -50,46 +54,104 @@ class MaxPoolCpu {
     const Range read{pool_window(branch_.axis[2], p.at[2]).begin,
                      pool_window(branch_.axis[2], last).end};
     const int64_t length = (read.end - read.begin) * channels;
-    const PoolRow<acc_t> best{room(scratch.best[0], length), room(scratch.best[1], length)};
-    take_rows(p, c, read, channels, best, scratch);
-    const PoolPlace<acc_t> taken{to, room(scratch.taken[0], columns * channels),
-                                 room(scratch.taken[1], columns * channels)};
-    take_columns(p.at[2], columns, read, channels, best, taken, scratch);
     // A branch that is broadcast over the batch has one index for all images.
-    if (index && (map.size[0] != 1 || p.n == 0))
-      put_index(index, wide, index_offset(p.n, c, p), taken, columns * channels);
+    const bool tracked = index && (map.size[0] != 1 || p.n == 0);
+    const auto number = [&](std::vector<acc_t>& memory, int64_t count) {
+      return tracked ? room(memory, count) : nullptr;
+    };
+    const PoolRow<acc_t> best{room(scratch.best[0], length), number(scratch.best[1], length)};
+    take_rows(p, c, read, channels, best, scratch);
+    const PoolPlace<acc_t> taken{to, number(scratch.taken[0], columns * channels),
+                                 number(scratch.taken[1], columns * channels)};
+    take_columns(p.at[2], columns, read, channels, best, taken, scratch);
+    if (tracked) put_index(index, wide, index_offset(p.n, c, p), taken, columns * channels);
   }
 
-  // Adds to `to`, a row of the branch's gradient at p, of pixels of `channels` values: the elements
-  // of `grad`, a dense row at (d, h) of the common map's columns [columns.begin, columns.end), that
-  // were taken from it. n and c: of the branch.
-  void add_taken(const Position& p, int32_t d, int32_t h, Range columns, int64_t channels,
-                 const acc_t* grad, const void* index, bool wide, acc_t* to) const {
-    const Axis& width = branch_.axis[2];
-    const auto stride = static_cast<int64_t>(width.scale);
+  // A row of the branch's gradient is added up in scratch: begin, add_taken for every row of
+  // windows that reads it, then write. It gets what the windows [windows.begin, windows.end) took,
+  // pixels of `channels` values. Pixels of one value stand by their places modulo the stride: the
+  // windows of a row are then neighbours.
+  void begin_gradient(Range windows, int64_t channels, Scratch& scratch) const {
+    const int64_t size = places(windows) * stride() * channels;
+    std::fill_n(room(scratch.gradient, size), size, acc_t(0));
+  }
+
+  // Adds the elements of `grad`, a dense row of windows at (d, h), that were taken from the row at
+  // p. n and c: of the branch.
+  void add_taken(const Position& p, int32_t d, int32_t h, Range windows, int64_t channels,
+                 const acc_t* grad, const void* index, bool wide, Scratch& scratch) const {
     const int64_t (&size)[kDims] = index_map_.size;
-    const int64_t column_stride = channels_last_ ? size[1] : 1;
-    const int64_t channel_stride = channels_last_ ? 1 : size[2] * size[3] * size[4];
-    const int64_t offset = index_offset(p.n, p.c, {p.n, p.c, {d, h, columns.begin}});
+    const int64_t offset = index_offset(p.n, p.c, {p.n, p.c, {d, h, windows.begin}});
+    const int64_t count = windows.end - windows.begin;
     // Places in the row of the window that is p's.
     const int32_t first = row_number({p.n, p.c, {d, h, 0}}, p.at[0], p.at[1]) * kernel_width_;
-    const auto add = [&](const auto* codes) {
-      for (int32_t w = columns.begin; w < columns.end; ++w, codes += column_stride) {
-        acc_t* window = to + (w * stride - width.padding) * channels;
-        for (int64_t c = 0; c < channels; ++c, ++grad) {
-          const int32_t column = static_cast<int32_t>(codes[c * channel_stride]) - first;
-          if (column >= 0 && column < kernel_width_) window[column * channels + c] += *grad;
-        }
-      }
-    };
-    if (wide) {
-      add(static_cast<const int32_t*>(index) + offset);
-    } else {
-      add(static_cast<const uint8_t*>(index) + offset);
+    TakenArgs<acc_t> args{scratch.gradient.data(),
+                          grad,
+                          advance(index, wide, offset),
+                          wide,
+                          channels_last_ ? size[1] : 1,
+                          channels_last_ ? 1 : size[2] * size[3] * size[4],
+                          first,
+                          kernel_width_,
+                          stride(),
+                          channels,
+                          count,
+                          channels};
+    if (channels > 1) return ops_.add_taken(args);
+    args.step = args.taps = 1;
+    for (int32_t t = 0; t < kernel_width_; ++t, ++args.first) {
+      args.to = scratch.gradient.data() + t % stride() * places(windows) + t / stride();
+      ops_.add_taken(args);
     }
   }
 
+  // Columns [begin, begin + columns) of the row, dense.
+  void write_gradient(Range windows, int64_t begin, int64_t columns, int64_t channels, acc_t* to,
+                      const Scratch& scratch) const {
+    // Windows begin in the padding.
+    const int64_t first = begin + branch_.axis[2].padding - windows.begin * stride();
+    // Pixels before the first place and after the last one are in no window.
+    const int64_t last = places(windows) * stride();
+    const int64_t from = std::clamp<int64_t>(-first, 0, columns);
+    const int64_t end = std::clamp<int64_t>(last - first, from, columns);
+    std::fill_n(to, from * channels, acc_t(0));
+    std::fill_n(to + end * channels, (columns - end) * channels, acc_t(0));
+    const acc_t* gradient = scratch.gradient.data();
+    if (channels > 1) {
+      std::copy_n(gradient + (first + from) * channels, (end - from) * channels,
+                  to + from * channels);
+      return;
+    }
+    const auto place = [&](int64_t k) {
+      return gradient + (first + k) % stride() * places(windows) + (first + k) / stride();
+    };
+    int64_t begun = from;
+    if (stride() == 2 && end - from > 1) {  // two at a time, which compilers make shuffles of
+      const acc_t *even = place(from), *odd = place(from + 1);
+      const int64_t pairs = (end - from) / 2;
+      acc_t* at = to + from;
+      for (int64_t k = 0; k < pairs; ++k) {
+        at[2 * k] = even[k];
+        at[2 * k + 1] = odd[k];
+      }
+      begun += 2 * pairs;
+    }
+    for (int64_t k = begun; k < end; ++k) to[k] = *place(k);
+  }
+
  private:
+  int64_t stride() const { return static_cast<int64_t>(branch_.axis[2].scale); }
+
+  // Pixels of the same place modulo the stride.
+  int64_t places(Range windows) const {
+    return windows.end - windows.begin + kernel_width_ / stride() + 1;
+  }
+
+  static const void* advance(const void* index, bool wide, int64_t elements) {
+    if (wide) return static_cast<const int32_t*>(index) + elements;
+    return static_cast<const uint8_t*>(index) + elements;
+  }
+
   // Rows of a window are numbered from its corner, which may lie in the padding.
   int32_t row_number(const Position& window, int32_t d, int32_t h) const {
     const auto from = [&](int axis, int32_t i) {
@@ -111,79 +173,114 @@ class MaxPoolCpu {
     const Range heights = pool_window(branch_.axis[1], p.at[1]);
     const Stretch stretch{read.end - read.begin, channels, map.stride[4], map.stride[1]};
     const int64_t length = stretch.numel();
-    bool first = true;
+    const auto count = (depths.end - depths.begin) * (heights.end - heights.begin);
+    acc_t* copies = room(scratch.copies, count * length);
+    const acc_t** rows = room(scratch.rows, count);
+    acc_t* numbers = room(scratch.numbers, count);
+    int32_t i = 0;
     for (int32_t d = depths.begin; d < depths.end; ++d) {
-      for (int32_t h = heights.begin; h < heights.end; ++h) {
+      for (int32_t h = heights.begin; h < heights.end; ++h, ++i, copies += length) {
         const int64_t at = p.n * map.stride[0] + c * map.stride[1] + d * map.stride[2] +
                            h * map.stride[3] + read.begin * map.stride[4];
-        acc_t* row = first ? best.values : room(scratch.row, length);
-        load_stretch(row, advance(map.data, map.dtype, at), map.dtype, stretch, ops_);
-        const auto number = static_cast<acc_t>(row_number(p, d, h));
-        if (first) {
-          std::fill_n(best.rows, length, number);
-        } else {
-          ops_.take_row(best, row, number, length);
-        }
-        first = false;
+        rows[i] =
+            loaded_to(copies, msr::advance(map.data, map.dtype, at), map.dtype, stretch, ops_);
+        numbers[i] = static_cast<acc_t>(row_number(p, d, h));
       }
+    }
+    ops_.take_rows(best, rows, numbers, count, length);
+  }
+
+  // The same elements from number `offset` on.
+  static acc_t* from(acc_t* memory, int64_t offset) { return memory ? memory + offset : nullptr; }
+  static PoolRow<acc_t> from(PoolRow<acc_t> row, int64_t offset) {
+    return {row.values + offset, from(row.rows, offset)};
+  }
+  static PoolPlace<acc_t> from(PoolPlace<acc_t> place, int64_t offset) {
+    return {place.values + offset, from(place.rows, offset), from(place.columns, offset)};
+  }
+
+  // The largest over the columns of each window.
+  void take_columns(int32_t begin, int64_t columns, Range read, int64_t channels,
+                    PoolRow<acc_t> best, PoolPlace<acc_t> taken, Scratch& scratch) const {
+    const int64_t step = stride(), inside = read.end - read.begin;
+    // Window k begins at column k * step + shift of those that were read. The windows that lie
+    // inside come one after the other.
+    const int64_t shift = begin * step - branch_.axis[2].padding - read.begin;
+    const int64_t first =
+        std::clamp<int64_t>(ceil_div(std::max<int64_t>(0, -shift), step), 0, columns);
+    const int64_t last =
+        inside < kernel_width_ + shift
+            ? first
+            : std::clamp<int64_t>((inside - kernel_width_ - shift) / step + 1, first, columns);
+    const PoolRow<acc_t> at_zero = from(best, shift * channels);
+    for (int64_t k = 0; k < columns; ++k) {
+      if (k == first && last > first && channels == 1) {
+        take_side_by_side(last - first, from(at_zero, first * step), from(taken, first), scratch);
+        k = last - 1;
+        continue;
+      }
+      const auto from_tap = static_cast<int32_t>(std::max<int64_t>(0, -(k * step + shift)));
+      const auto end_tap =
+          static_cast<int32_t>(std::min<int64_t>(kernel_width_, inside - (k * step + shift)));
+      take_taps(from_tap, end_tap, from(at_zero, k * step * channels), channels,
+                from(taken, k * channels), channels, scratch);
     }
   }
 
-  // The largest over the columns of each window, one column of all windows after the other.
-  void take_columns(int32_t begin, int64_t columns, Range read, int64_t channels,
-                    PoolRow<acc_t> best, PoolPlace<acc_t> taken, Scratch& scratch) const {
-    const Axis& width = branch_.axis[2];
-    const auto stride = static_cast<int64_t>(width.scale);
-    const int64_t length = columns * channels;
-    // Any element comes before this one.
-    std::fill_n(taken.values, length, -std::numeric_limits<acc_t>::infinity());
-    std::fill_n(taken.rows, length, std::numeric_limits<acc_t>::max());
-    std::fill_n(taken.columns, length, acc_t(0));
-    for (int32_t tap = 0; tap < kernel_width_; ++tap) {
-      // The windows whose column `tap` is inside the map: k * stride + shift is, in what was read.
-      const int64_t shift = begin * stride - width.padding + tap - read.begin;
-      const int64_t inside = read.end - read.begin;
-      const int64_t from = shift >= 0 ? 0 : std::min(columns, ceil_div(-shift, stride));
-      const int64_t to = shift >= inside
-                             ? from
-                             : std::max(from, std::min(columns, (inside - 1 - shift) / stride + 1));
-      const PoolPlace<acc_t> place{taken.values + from * channels, taken.rows + from * channels,
-                                   taken.columns + from * channels};
-      const int64_t first = (from * stride + shift) * channels;
-      const PoolRow<acc_t> here{best.values + first, best.rows + first};
-      const auto number = static_cast<acc_t>(tap);
-      if (stride == 1) {
-        ops_.take_column(place, here, number, (to - from) * channels);
-      } else if (channels == 1) {
-        const PoolRow<acc_t> together{room(scratch.strided[0], to - from),
-                                      room(scratch.strided[1], to - from)};
-        for (int64_t k = 0; k < to - from; ++k) {
-          together.values[k] = here.values[k * stride];
-          together.rows[k] = here.rows[k * stride];
-        }
-        ops_.take_column(place, together, number, to - from);
-      } else {
-        for (int64_t k = 0; k < to - from; ++k) {
-          const int64_t at = k * channels, source = k * stride * channels;
-          ops_.take_column({place.values + at, place.rows + at, place.columns + at},
-                           {here.values + source, here.rows + source}, number, channels);
+  // Of windows of one channel: elements of the same number in their windows are `step` apart, and
+  // are brought together first.
+  void take_side_by_side(int64_t count, PoolRow<acc_t> first, PoolPlace<acc_t> taken,
+                         Scratch& scratch) const {
+    const int64_t step = stride();
+    if (step == 1) return take_taps(0, kernel_width_, first, 1, taken, count, scratch);
+    const int64_t size = count + kernel_width_ / step + 1;
+    const int64_t read = (count - 1) * step + kernel_width_;
+    const auto together = [&](std::vector<acc_t>& memory, const acc_t* strided) -> acc_t* {
+      if (!strided) return nullptr;
+      acc_t* dense = room(memory, step * size);
+      for (int64_t r = 0; r < step; ++r) {
+        const int64_t length = (read - r + step - 1) / step;
+        acc_t* to = dense + r * size;
+        const acc_t* from = strided + r;
+        if (step == 2) {  // a constant, which compilers make shuffles of
+          for (int64_t k = 0; k < length; ++k) to[k] = from[2 * k];
+        } else {
+          for (int64_t k = 0; k < length; ++k) to[k] = from[k * step];
         }
       }
-    }
+      return dense;
+    };
+    const PoolRow<acc_t> dense{together(scratch.strided[0], first.values),
+                               together(scratch.strided[1], first.rows)};
+    PoolRow<acc_t>* taps = room(scratch.taps, kernel_width_);
+    for (int32_t t = 0; t < kernel_width_; ++t) taps[t] = from(dense, t % step * size + t / step);
+    ops_.take_columns(taken, taps, tap_numbers(scratch), kernel_width_, count);
+  }
+
+  // Taps [begin, end), which are `spacing` values apart, for `length` windows side by side.
+  void take_taps(int32_t begin, int32_t end, PoolRow<acc_t> first, int64_t spacing,
+                 PoolPlace<acc_t> taken, int64_t length, Scratch& scratch) const {
+    PoolRow<acc_t>* taps = room(scratch.taps, kernel_width_);
+    for (int32_t t = begin; t < end; ++t) taps[t] = from(first, t * spacing);
+    ops_.take_columns(taken, taps + begin, tap_numbers(scratch) + begin, end - begin, length);
+  }
+
+  const acc_t* tap_numbers(Scratch& scratch) const {
+    acc_t* numbers = room(scratch.tap_numbers, kernel_width_);
+    for (int32_t t = 0; t < kernel_width_; ++t) numbers[t] = static_cast<acc_t>(t);
+    return numbers;
   }
 
   void put_index(void* index, bool wide, int64_t offset, const PoolPlace<acc_t>& taken,
                  int64_t length) const {
-    const auto code = [&](int64_t k) {
-      return static_cast<int32_t>(taken.rows[k]) * kernel_width_ +
-             static_cast<int32_t>(taken.columns[k]);
-    };
     if (wide) {
       int32_t* codes = static_cast<int32_t*>(index) + offset;
-      for (int64_t k = 0; k < length; ++k) codes[k] = code(k);
+      for (int64_t k = 0; k < length; ++k)
+        codes[k] = static_cast<int32_t>(taken.rows[k]) * kernel_width_ +
+                   static_cast<int32_t>(taken.columns[k]);
     } else {
-      uint8_t* codes = static_cast<uint8_t*>(index) + offset;
-      for (int64_t k = 0; k < length; ++k) codes[k] = static_cast<uint8_t>(code(k));
+      ops_.put_codes(static_cast<uint8_t*>(index) + offset, taken.rows, taken.columns,
+                     static_cast<acc_t>(kernel_width_), length);
     }
   }
 

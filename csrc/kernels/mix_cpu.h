@@ -51,7 +51,20 @@ class MixCpu {
     const int64_t last = std::min(rows_.count, end * per_chunk);
     int64_t offset = begin * per_chunk * rows_.width * rows_.channels;
     Position p = position_of(out, offset);
-    for (int64_t row = begin * per_chunk; row < last; ++row) {
+    for (int64_t row = begin * per_chunk; row < last;) {
+      // Short rows of a channel are finished together.
+      const int64_t rest = std::min(last - row, out.size[3] - p.at[1]);
+      const int64_t rows = params_.dense && !out.channels_last
+                               ? std::clamp<int64_t>(branches_.tile() / rows_.width, 1, rest)
+                               : 1;
+      if (rows > 1) {
+        run_tile(p, 0, rows * rows_.width, offset, scratch);
+        offset += rows * rows_.width;
+        p.at[1] += static_cast<int32_t>(rows - 1);
+        next_row(out, p);
+        row += rows;
+        continue;
+      }
       for (int64_t tile = 0; p.at[2] < rows_.width; ++tile) {
         const int64_t columns = std::min(branches_.tile(), rows_.width - p.at[2]);
         run_tile(p, tile, columns, offset, scratch);
@@ -60,6 +73,7 @@ class MixCpu {
       }
       p.at[2] = 0;
       next_row(out, p);
+      ++row;
     }
     if (params_.mask && last == rows_.count) {
       // Masks end with a whole 32-bit word, as warps write them: no bit may stay unwritten.
@@ -80,7 +94,10 @@ class MixCpu {
   void run_tile(const Position& p, int64_t tile, int64_t columns, int64_t offset,
                 Scratch& scratch) const {
     const int64_t length = columns * rows_.channels;
-    acc_t* total = room(scratch.total, length);
+    const Map& out = params_.out;
+    // In the result itself where that holds such values.
+    const bool in_place = params_.dense && out.dtype == kSumType<acc_t> && !params_.accumulate;
+    acc_t* total = in_place ? static_cast<acc_t*>(out.data) + offset : room(scratch.total, length);
     if (branches_.is_cat()) {
       concatenate(p, tile, columns, total, scratch);
     } else if (is_max()) {
@@ -89,8 +106,7 @@ class MixCpu {
       sum(p, tile, columns, total, scratch);
     }
     if (params_.accumulate) {
-      const Map& out = params_.out;
-      const acc_t* before = copied(out.data, out.dtype, out.stride, p, columns, scratch);
+      const acc_t* before = pixels_of(out.data, out.dtype, out.stride, p, columns, scratch);
       ops_.weigh({total, before, acc_t(1), nullptr, nullptr, 1, length, true});
     }
     if (params_.gate) {
@@ -100,19 +116,23 @@ class MixCpu {
     }
     if (params_.grad) {
       const acc_t* grad =
-          copied(params_.grad, params_.grad_dtype, params_.grad_stride, p, columns, scratch);
+          pixels_of(params_.grad, params_.grad_dtype, params_.grad_stride, p, columns, scratch);
       ops_.differentiate(params_.activation, total, grad, length);
     } else {
       const bool saves = params_.mask && has_bit_derivative(params_.activation);
       // Whole vectors of bits are written.
-      uint8_t* bits = saves ? room(scratch.passes, length / 8 + kMaxLanes) : nullptr;
+      const bool in_mask = saves && !is_max() && offset % 8 == 0 && length % kMaxLanes == 0;
+      uint8_t* bits = in_mask ? params_.mask + offset / 8
+                      : saves ? room(scratch.passes, length / 8 + kMaxLanes)
+                              : nullptr;
       ops_.activate(params_.activation, total, length, bits);
-      if (params_.mask) place_masks(offset, length, bits, scratch);
+      if (params_.mask && !in_mask) place_masks(offset, length, bits, scratch);
     }
-    store(p, columns, offset, total);
+    if (!in_place) store(p, columns, offset, total);
   }
 
   void sum(const Position& p, int64_t tile, int64_t columns, acc_t* total, Scratch& scratch) const {
+    if (branches_.sums_at_once()) return branches_.sum(p, tile, columns, total, scratch.branches);
     const Weights& weights = params_.weights;
     const PixelWeights& of_pixels = params_.pixel_weights;
     for (int b = 0; b < params_.num_branches; ++b) {
@@ -121,8 +141,7 @@ class MixCpu {
         branches_.write(b, p, tile, columns, total, scratch.branches);
         continue;
       }
-      acc_t* value = room(scratch.value, columns * rows_.channels);
-      branches_.write(b, p, tile, columns, value, scratch.branches);
+      const acc_t* value = branches_.values(b, p, tile, columns, scratch.value, scratch.branches);
       WeighArgs<acc_t> args{total,   value,   acc_t(1),       nullptr,
                             nullptr, columns, rows_.channels, b > 0};
       set_factors(args, weights, of_pixels, b, p, params_.out);
@@ -133,12 +152,17 @@ class MixCpu {
   void maximum(const Position& p, int64_t tile, int64_t columns, acc_t* total,
                Scratch& scratch) const {
     const int64_t length = columns * rows_.channels, bytes = length / 8 + kMaxLanes;
-    branches_.write(0, p, tile, columns, total, scratch.branches);
-    std::fill_n(room(scratch.wins[0], bytes), bytes, uint8_t{0xff});
+    if (params_.mask) std::fill_n(room(scratch.wins[0], bytes), bytes, uint8_t{0xff});
+    if (params_.num_branches == 1)
+      return branches_.write(0, p, tile, columns, total, scratch.branches);
+    const auto values = [&](int b, std::vector<acc_t>& memory) {
+      return branches_.values(b, p, tile, columns, memory, scratch.branches);
+    };
+    const acc_t* best = values(0, scratch.copy);
     for (int b = 1; b < params_.num_branches; ++b) {
-      acc_t* value = room(scratch.value, length);
-      branches_.write(b, p, tile, columns, value, scratch.branches);
-      ops_.maximum(total, value, length, room(scratch.wins[b], bytes));
+      uint8_t* wins = params_.mask ? room(scratch.wins[b], bytes) : nullptr;
+      ops_.maximum(total, best, values(b, scratch.value), length, wins);
+      best = total;
     }
   }
 
@@ -160,13 +184,19 @@ class MixCpu {
     }
   }
 
-  // Pixels from p on of a map of the result's size, widened.
-  const acc_t* copied(const void* data, DType dtype, const int64_t (&stride)[kDims],
-                      const Position& p, int64_t columns, Scratch& scratch) const {
-    acc_t* copy = room(scratch.copy, columns * rows_.channels);
-    load_stretch(copy, advance(data, dtype, offset_in(stride, p)), dtype,
-                 {columns, rows_.channels, stride[4], stride[1]}, ops_);
-    return copy;
+  // Pixels from p on of a map of the result's size, of the accumulation type.
+  const acc_t* pixels_of(const void* data, DType dtype, const int64_t (&stride)[kDims],
+                         const Position& p, int64_t columns, Scratch& scratch) const {
+    const Stretch whole{columns, rows_.channels, stride[4], stride[1]};
+    const int64_t in_row = rows_.width - p.at[2];
+    if (columns <= in_row || (stride[3] == rows_.width * stride[4]))
+      return loaded(scratch.copy, advance(data, dtype, offset_in(stride, p)), dtype, whole, ops_);
+    acc_t* to = room(scratch.copy, whole.numel());
+    Position row = p;
+    for (int64_t done = 0; done < columns; done += rows_.width, ++row.at[1])
+      load_stretch(to + done, advance(data, dtype, offset_in(stride, row)), dtype,
+                   {rows_.width, 1, stride[4], stride[1]}, ops_);
+    return to;
   }
 
   void place_masks(int64_t offset, int64_t length, const uint8_t* passes, Scratch& scratch) const {

@@ -74,31 +74,32 @@ class PixelWeightGradsCpu {
                 Scratch& scratch) const {
     const Map& out = params_.out;
     const int64_t channels = branches_.channels(b), length = columns * channels;
-    acc_t* value = room(scratch.value, length);
-    branches_.write(b, p, tile, columns, value, scratch.branches);
-    acc_t* grad = room(scratch.grad, length);
+    const acc_t* value = branches_.values(b, p, tile, columns, scratch.value, scratch.branches);
     const int64_t (&stride)[kDims] = params_.grad_stride;
-    load_stretch(grad, advance(params_.grad, params_.grad_dtype, offset_in(stride, p)),
-                 params_.grad_dtype, {columns, channels, stride[4], stride[1]}, ops_);
+    const acc_t* grad =
+        loaded(scratch.grad, advance(params_.grad, params_.grad_dtype, offset_in(stride, p)),
+               params_.grad_dtype, {columns, channels, stride[4], stride[1]}, ops_);
     if (params_.gate) {
       const int64_t offset = offset_of(out, p.n, p.c, p.at[0], p.at[1], p.at[2]);
       uint8_t* bits = room(scratch.bits, ceil_div(length, 8));
-      ops_.gate(grad, aligned_bits(params_.gate, offset, length, bits),
+      acc_t* gated = room(scratch.grad, length);
+      if (grad != gated) std::copy_n(grad, length, gated);
+      ops_.gate(gated, aligned_bits(params_.gate, offset, length, bits),
                 static_cast<acc_t>(params_.gate_off), length);
+      grad = gated;
     }
     // The products, weighted; in channels_last they are added up pixel by pixel.
-    WeighArgs<acc_t> args{value, value, acc_t(1), nullptr, nullptr, columns, channels, false};
-    set_factors(args, params_.weights, {nullptr, 0, 0, 0}, b, p, out);
-    if (params_.weights.data) ops_.weigh(args);
+    if (params_.weights.has(b)) {
+      acc_t* weighted = room(scratch.value, length);
+      WeighArgs<acc_t> args{weighted, value, acc_t(1), nullptr, nullptr, columns, channels, false};
+      set_factors(args, params_.weights, {nullptr, 0, 0, 0}, b, p, out);
+      ops_.weigh(args);
+      value = weighted;
+    }
     if (channels == 1) {
       ops_.weigh({sums, value, acc_t(1), nullptr, grad, columns, 1, true});
-      return;
-    }
-    for (int64_t k = 0; k < columns; ++k) {
-      acc_t sum = 0;
-      for (int64_t c = 0; c < channels; ++c)
-        sum += grad[k * channels + c] * value[k * channels + c];
-      sums[k] += sum;
+    } else {
+      ops_.dot_pixels(grad, value, columns, channels, sums);
     }
   }
 

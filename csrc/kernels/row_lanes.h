@@ -24,6 +24,14 @@ MSR_INLINE void put_bits(uint8_t* bits, int64_t k, uint32_t value) {
   }
 }
 
+// The value where its bit is set, else `off` of it; without that, zero, also of an infinite one.
+template <typename V>
+MSR_INLINE V gated(V value, const uint8_t* bits, int64_t k, typename V::acc_t off) {
+  const V part = value.select(bits, k);
+  if (off == 0) return part;
+  return value.times_plus(V::broadcast(off), part * V::broadcast(typename V::acc_t(1) - off));
+}
+
 // Calls step(vector type, k) for whole vectors: for rows of S and results of T. kOverlap: the last
 // one ends where the run ends, whatever it writes again; otherwise, and in shorter runs,
 // step(scalar, k) does the rest.

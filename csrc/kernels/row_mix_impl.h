@@ -37,9 +37,8 @@ struct Wide {
   // Bit i: whether condition i holds.
   template <typename C>
   static MSR_INLINE uint32_t bits(C conditions) {
-    uint32_t found = 0;
-    for (int i = 0; i < kLanes; ++i) found |= (conditions[i] != 0 ? 1u : 0u) << i;
-    return found;
+    if constexpr (kLanes > 1) return vec_t::condition_bits(conditions);
+    return conditions[0] != 0 ? 1u : 0u;
   }
 };
 
@@ -115,14 +114,18 @@ void weigh(const WeighArgs<typename vec_t::acc_t>& args) {
 }
 
 template <typename vec_t>
-void maximum(typename vec_t::acc_t* best, const typename vec_t::acc_t* row, int64_t length,
-             uint8_t* bits) {
-  in_vectors<vec_t>(length, [&](int64_t k, auto count) {
-    const auto a = load_part<vec_t>(best + k, count), b = load_part<vec_t>(row + k, count);
-    const auto better = (b > a) | ((b != b) & (a == a));
-    put_bits<vec_t::kLanes>(bits, k, Wide<vec_t>::bits(better));
-    store_part<vec_t>(best + k, choose(better, b, a), count);
-  });
+void maximum(typename vec_t::acc_t* to, const typename vec_t::acc_t* best,
+             const typename vec_t::acc_t* row, int64_t length, uint8_t* bits) {
+  const auto run = [&](auto saves) {
+    in_vectors<vec_t>(length, [&](int64_t k, auto count) {
+      const auto a = load_part<vec_t>(best + k, count), b = load_part<vec_t>(row + k, count);
+      const auto better = (b > a) | ((b != b) & (a == a));
+      if (decltype(saves)::value) put_bits<vec_t::kLanes>(bits, k, Wide<vec_t>::bits(better));
+      store_part<vec_t>(to + k, choose(better, b, a), count);
+    });
+  };
+  if (bits) return run(std::true_type{});
+  run(std::false_type{});
 }
 
 // Calls f(the activation) as a constant.
@@ -186,77 +189,176 @@ template <typename vec_t>
 void gate_row(typename vec_t::acc_t* row, const uint8_t* bits, typename vec_t::acc_t off,
               int64_t length) {
   using acc_t = typename vec_t::acc_t;
-  if (off == 0) {
-    for_each_lane_block<vec_t, false, acc_t, acc_t>(length, [&](auto lane, int64_t k) {
-      using V = decltype(lane);
-      V::load(row + k).select(bits, k).store(row + k);
-    });
-    return;
-  }
   for_each_lane_block<vec_t, false, acc_t, acc_t>(length, [&](auto lane, int64_t k) {
-    using V = decltype(lane);
-    // The part behind the gate, (1 - off) of it and off of the whole.
-    const V value = V::load(row + k);
-    const V part = value.select(bits, k) * V::broadcast(acc_t(1) - off);
-    value.times_plus(V::broadcast(off), part).store(row + k);
+    gated(decltype(lane)::load(row + k), bits, k, off).store(row + k);
   });
 }
 
+// Short sums are taken in the accumulation type, and added up in double.
 template <typename vec_t>
 void dot(const typename vec_t::acc_t* a, const typename vec_t::acc_t* b, int64_t columns,
          int64_t channels, double* sums) {
+  using Numbers = typename Wide<vec_t>::Numbers;
   if (channels > 1) {
-    for (int64_t k = 0; k < columns; ++k, a += channels, b += channels) {
-      for (int64_t c = 0; c < channels; ++c)
-        sums[c] += static_cast<double>(a[c]) * static_cast<double>(b[c]);
+    constexpr int64_t kColumns = 16;
+    for (int64_t begin = 0; begin < columns; begin += kColumns) {
+      const int64_t end = begin + kColumns < columns ? begin + kColumns : columns;
+      in_vectors<vec_t>(channels, [&](int64_t c, auto count) {
+        Numbers sum = {};
+        for (int64_t k = begin; k < end; ++k) {
+          const int64_t at = k * channels + c;
+          sum += load_part<vec_t>(a + at, count) * load_part<vec_t>(b + at, count);
+        }
+        for (int i = 0; i < count; ++i) sums[c + i] += static_cast<double>(sum[i]);
+      });
     }
     return;
   }
   // Several sums at a time: one alone would wait for each addition.
-  constexpr int kParts = 8;
-  double parts[kParts] = {};
+  constexpr int kSums = 4;
+  constexpr int64_t kStep = kSums * vec_t::kLanes, kSteps = 8;
+  double total = 0;
   int64_t k = 0;
-  for (; k + kParts <= columns; k += kParts) {
-    for (int i = 0; i < kParts; ++i)
-      parts[i] += static_cast<double>(a[k + i]) * static_cast<double>(b[k + i]);
+  while (k + kStep <= columns) {
+    Numbers parts[kSums] = {};
+    for (int64_t step = 0; step < kSteps && k + kStep <= columns; ++step, k += kStep) {
+      for (int i = 0; i < kSums; ++i) {
+        const int64_t at = k + i * vec_t::kLanes;
+        parts[i] += Wide<vec_t>::load(a + at) * Wide<vec_t>::load(b + at);
+      }
+    }
+    const Numbers sum = (parts[0] + parts[1]) + (parts[2] + parts[3]);
+    for (int i = 0; i < vec_t::kLanes; ++i) total += static_cast<double>(sum[i]);
   }
-  double sum = 0;
-  for (; k < columns; ++k) sum += static_cast<double>(a[k]) * static_cast<double>(b[k]);
-  for (const double part : parts) sum += part;
-  sums[0] += sum;
+  for (; k < columns; ++k) total += static_cast<double>(a[k]) * static_cast<double>(b[k]);
+  sums[0] += total;
+}
+
+template <typename vec_t>
+void dot_pixels(const typename vec_t::acc_t* a, const typename vec_t::acc_t* b, int64_t columns,
+                int64_t channels, typename vec_t::acc_t* sums) {
+  for (int64_t k = 0; k < columns; ++k, a += channels, b += channels) {
+    typename Wide<vec_t>::Numbers parts = {};
+    in_vectors<vec_t>(channels, [&](int64_t c, auto count) {
+      parts += load_part<vec_t>(a + c, count) * load_part<vec_t>(b + c, count);
+    });
+    for (int i = 0; i < vec_t::kLanes; ++i) sums[k] += parts[i];
+  }
 }
 
 // The rows of a window come in order: of equal elements the first stays.
 template <typename vec_t>
-void take_row(PoolRow<typename vec_t::acc_t> best, const typename vec_t::acc_t* row,
-              typename vec_t::acc_t number, int64_t length) {
-  in_vectors<vec_t>(length, [&](int64_t k, auto count) {
-    const auto a = load_part<vec_t>(best.values + k, count), b = load_part<vec_t>(row + k, count);
-    const auto better = (b > a) | (b != b);
-    const auto numbers = fill<decltype(a + a)>(number);
-    store_part<vec_t>(best.values + k, choose(better, b, a), count);
-    const auto before = load_part<vec_t>(best.rows + k, count);
-    store_part<vec_t>(best.rows + k, choose(better, numbers, before), count);
-  });
+void take_rows(PoolRow<typename vec_t::acc_t> to, const typename vec_t::acc_t* const* rows,
+               const typename vec_t::acc_t* numbers, int32_t count, int64_t length) {
+  using Numbers = typename Wide<vec_t>::Numbers;
+  const auto run = [&](auto tracked) {
+    in_vectors<vec_t>(length, [&](int64_t k, auto lanes) {
+      Numbers best = load_part<vec_t>(rows[0] + k, lanes);
+      Numbers from = fill<Numbers>(numbers[0]);
+      for (int32_t i = 1; i < count; ++i) {
+        const Numbers value = load_part<vec_t>(rows[i] + k, lanes);
+        const auto better = (value > best) | (value != value);
+        best = choose(better, value, best);
+        if (decltype(tracked)::value) from = choose(better, fill<Numbers>(numbers[i]), from);
+      }
+      store_part<vec_t>(to.values + k, best, lanes);
+      if (decltype(tracked)::value) store_part<vec_t>(to.rows + k, from, lanes);
+    });
+  };
+  if (to.rows) return run(std::true_type{});
+  run(std::false_type{});
 }
 
 // So do the columns; but an element of an earlier row comes before one of an earlier column.
 template <typename vec_t>
-void take_column(PoolPlace<typename vec_t::acc_t> best, PoolRow<typename vec_t::acc_t> row,
-                 typename vec_t::acc_t number, int64_t length) {
-  in_vectors<vec_t>(length, [&](int64_t k, auto count) {
-    const auto a = load_part<vec_t>(best.values + k, count);
-    const auto b = load_part<vec_t>(row.values + k, count);
-    const auto of_a = load_part<vec_t>(best.rows + k, count);
-    const auto of_b = load_part<vec_t>(row.rows + k, count);
-    const auto better =
-        (b > a) | ((b == a) & (of_b < of_a)) | ((b != b) & ((a == a) | (of_b >= of_a)));
-    const auto numbers = fill<decltype(a + a)>(number);
-    store_part<vec_t>(best.values + k, choose(better, b, a), count);
-    store_part<vec_t>(best.rows + k, choose(better, of_b, of_a), count);
-    const auto before = load_part<vec_t>(best.columns + k, count);
-    store_part<vec_t>(best.columns + k, choose(better, numbers, before), count);
-  });
+void take_columns(PoolPlace<typename vec_t::acc_t> to,
+                  const PoolRow<typename vec_t::acc_t>* columns,
+                  const typename vec_t::acc_t* numbers, int32_t count, int64_t length) {
+  using Numbers = typename Wide<vec_t>::Numbers;
+  const auto run = [&](auto tracked) {
+    constexpr bool kTracked = decltype(tracked)::value;
+    in_vectors<vec_t>(length, [&](int64_t k, auto lanes) {
+      const auto row_of = [&](int32_t i) {
+        return kTracked ? load_part<vec_t>(columns[i].rows + k, lanes) : Numbers{};
+      };
+      Numbers best = load_part<vec_t>(columns[0].values + k, lanes), row = row_of(0);
+      Numbers column = fill<Numbers>(numbers[0]);
+      for (int32_t i = 1; i < count; ++i) {
+        const Numbers value = load_part<vec_t>(columns[i].values + k, lanes), of = row_of(i);
+        const auto better = (value > best) | ((value == best) & (of < row)) |
+                            ((value != value) & ((best == best) | (of >= row)));
+        best = choose(better, value, best);
+        if (!kTracked) continue;
+        row = choose(better, of, row);
+        column = choose(better, fill<Numbers>(numbers[i]), column);
+      }
+      store_part<vec_t>(to.values + k, best, lanes);
+      if (!kTracked) return;
+      store_part<vec_t>(to.rows + k, row, lanes);
+      store_part<vec_t>(to.columns + k, column, lanes);
+    });
+  };
+  if (to.rows) return run(std::true_type{});
+  run(std::false_type{});
+}
+
+template <typename vec_t>
+void put_codes(uint8_t* codes, const typename vec_t::acc_t* rows,
+               const typename vec_t::acc_t* columns, typename vec_t::acc_t width, int64_t length) {
+  for (int64_t k = 0; k < length; ++k)
+    codes[k] = static_cast<uint8_t>(static_cast<int32_t>(rows[k] * width + columns[k]));
+}
+
+// Adds what was taken to a few taps of one window, or of windows side by side, `length` values
+// with one code each.
+template <typename vec_t, typename code_t>
+MSR_INLINE void add_taps(const TakenArgs<typename vec_t::acc_t>& args, typename vec_t::acc_t* to,
+                         const typename vec_t::acc_t* grad, const code_t* codes, int64_t length) {
+  const int32_t first = args.first, taps = args.taps;
+  const int64_t spacing = args.spacing;
+  int64_t k = 0;
+  if constexpr (vec_t::kLanes > 1 && sizeof(code_t) == 1) {
+    using Numbers = typename Wide<vec_t>::Numbers;
+    for (; k + vec_t::kLanes <= length; k += vec_t::kLanes) {
+      const auto listed = vec_t::load_ints(codes + k);
+      const Numbers value = Wide<vec_t>::load(grad + k);
+      for (int32_t t = 0; t < taps; ++t) {
+        typename vec_t::acc_t* at = to + t * spacing + k;
+        const Numbers taken = choose(listed == first + t, value, Numbers{});
+        Wide<vec_t>::store(at, Wide<vec_t>::load(at) + taken);
+      }
+    }
+  }
+  for (; k < length; ++k) {
+    const int32_t tap = static_cast<int32_t>(codes[k]) - first;
+    if (tap >= 0 && tap < taps) to[tap * spacing + k] += grad[k];
+  }
+}
+
+template <typename vec_t, typename code_t>
+MSR_INLINE void add_taken_of(const TakenArgs<typename vec_t::acc_t>& args) {
+  using acc_t = typename vec_t::acc_t;
+  const code_t* codes = static_cast<const code_t*>(args.codes);
+  const int64_t channels = args.channels, code_stride = args.code_column_stride;
+  if (channels == 1 && args.step == 1 && code_stride == 1)
+    return add_taps<vec_t>(args, args.to, args.grad, codes, args.columns);
+  for (int64_t k = 0; k < args.columns; ++k) {
+    acc_t* window = args.to + k * args.step * channels;
+    const acc_t* grad = args.grad + k * channels;
+    const code_t* listed = codes + k * code_stride;
+    if (args.code_channel_stride == 1) {
+      add_taps<vec_t>(args, window, grad, listed, channels);
+      continue;
+    }
+    for (int64_t c = 0; c < channels; ++c)
+      add_taps<vec_t>(args, window + c, grad + c, listed + c * args.code_channel_stride, 1);
+  }
+}
+
+template <typename vec_t>
+void add_taken(const TakenArgs<typename vec_t::acc_t>& args) {
+  if (args.wide) return add_taken_of<vec_t, int32_t>(args);
+  add_taken_of<vec_t, uint8_t>(args);
 }
 
 }  // namespace

@@ -31,14 +31,14 @@ MSR_HOST_DEVICE bool takes(DType row, DType result) {
   return row == DType::kFloat32 || result == DType::kFloat32 || row == result;
 }
 
-// to[k] = finish(previous[k] + base[k] + sum_i weights[i] * gates[i][k] * rows[i][k]) for `columns`
-// pixels of `channels` values each. What is written, previous and base are dense; rows have strides
-// per pixel, gates in bytes. `base` is a map that is added as it lies: it has the result's type.
+// to[k] = finish(base[k] + sum_i weights[i] * gates[i][k] * rows[i][k]) for `columns`
+// pixels of `channels` values each, where a gate is 1 or gate_off. What is written and base
+// are dense; rows have strides per pixel, gates in bytes. `base` is a map that is added as it
+// lies: it has the result's type.
 template <typename acc_t>
 struct CombineArgs {
   void* to;
-  const acc_t* previous;  // or null
-  const void* base;       // or null
+  const void* base;  // or null
   const void* const* rows;
   const uint8_t* const* gates;  // or null; if not, nothing else is added and finish only rounds
   const acc_t* weights;
@@ -47,6 +47,7 @@ struct CombineArgs {
   int64_t columns, channels;
   int64_t row_stride, gate_stride;
   Finish finish;  // bits only for one pixel
+  acc_t gate_off = 0;
 };
 
 // The taps of one axis as the loops read them. TapTable (tables_cpu.h) makes it.
@@ -83,14 +84,13 @@ struct Taps {
   const acc_t* step_weights;
 };
 
-// to[k] = finish(previous[k] + base[k] + sum over the taps of column begin + k of weight *
+// to[k] = finish(base[k] + sum over the taps of column begin + k of weight *
 // row[index]), for one channel. row points at column 0, wherever that would be. Steps read up to
 // two vectors beyond the taps, windows nothing beyond themselves.
 template <typename acc_t>
 struct AlongRowArgs {
   void* to;
-  const acc_t* previous;  // or null
-  const void* base;       // or null
+  const void* base;  // or null
   const void* row;
   DType dtype;  // of the row
   const Taps<acc_t>* taps;
@@ -157,6 +157,21 @@ struct PoolPlace {
   acc_t *values, *rows, *columns;
 };
 
+// What a row of a max-pooled map's gradient gets from a row of windows. Their codes are numbers of
+// elements of the window: first + t is the t-th of those in this row. Window k begins at
+// to[k * step * channels]; its elements are `spacing` values apart.
+template <typename acc_t>
+struct TakenArgs {
+  acc_t* to;
+  const acc_t* grad;  // dense
+  const void* codes;
+  bool wide;  // int32; else uint8
+  int64_t code_column_stride, code_channel_stride;
+  int32_t first, taps;
+  int64_t step, spacing;
+  int64_t columns, channels;
+};
+
 template <typename acc_t>
 struct RowOps {
   const char* name;
@@ -166,9 +181,9 @@ struct RowOps {
   void (*along_row)(const AlongRowArgs<acc_t>&);
   void (*along_pixels)(const AlongPixelsArgs<acc_t>&);
   void (*weigh)(const WeighArgs<acc_t>&);
-  // best[k] = the larger of both; a bit per value where it is row[k]: it is larger, or the first
-  // NaN.
-  void (*maximum)(acc_t* best, const acc_t* row, int64_t length, uint8_t* bits);
+  // to[k] = the larger of best[k] and row[k]; bits: null, or a bit per value where it is row[k]: it
+  // is larger, or the first NaN.
+  void (*maximum)(acc_t* to, const acc_t* best, const acc_t* row, int64_t length, uint8_t* bits);
   // z[k] = act(z[k]); bits: null, or receives passes(activation, z[k]).
   void (*activate)(Activation activation, acc_t* z, int64_t length, uint8_t* bits);
   // z[k] = grad[k] * act'(z[k])
@@ -177,9 +192,20 @@ struct RowOps {
   void (*gate)(acc_t* row, const uint8_t* bits, acc_t off, int64_t length);
   // Adds a[k] * b[k] to sums[k % channels].
   void (*dot)(const acc_t* a, const acc_t* b, int64_t columns, int64_t channels, double* sums);
-  // Max-pooling, one row and one column of the windows at a time: see max_pool_cpu.h.
-  void (*take_row)(PoolRow<acc_t> best, const acc_t* row, acc_t number, int64_t length);
-  void (*take_column)(PoolPlace<acc_t> best, PoolRow<acc_t> row, acc_t number, int64_t length);
+  // Adds a[k] * b[k] to sums[k / channels].
+  void (*dot_pixels)(const acc_t* a, const acc_t* b, int64_t columns, int64_t channels,
+                     acc_t* sums);
+  // Max-pooling, over the rows of windows and then over their columns: see max_pool_cpu.h. numbers:
+  // of the `count` rows or columns. Numbers of what was taken are kept where there is room for
+  // them.
+  void (*take_rows)(PoolRow<acc_t> to, const acc_t* const* rows, const acc_t* numbers,
+                    int32_t count, int64_t length);
+  void (*take_columns)(PoolPlace<acc_t> to, const PoolRow<acc_t>* columns, const acc_t* numbers,
+                       int32_t count, int64_t length);
+  // codes[k] = rows[k] * width + columns[k], of what was taken.
+  void (*put_codes)(uint8_t* codes, const acc_t* rows, const acc_t* columns, acc_t width,
+                    int64_t length);
+  void (*add_taken)(const TakenArgs<acc_t>&);
 };
 
 // One per instruction set; null where the compiler has none of it.

@@ -102,15 +102,15 @@ MSR_INLINE void combine_run(const CombineArgs<typename vec_t::acc_t>& args, int6
   const uint8_t* const* all_gates = args.gates;
   const acc_t* all_weights = args.weights;
   const int32_t count = args.count;
+  const acc_t off = args.gate_off;
   const Finish how = args.finish;
   const int64_t offset = column * args.row_stride, gate_offset = column * args.gate_stride;
-  const acc_t* previous = args.previous ? args.previous + column * length : nullptr;
   const T* base = args.base ? static_cast<const T*>(args.base) + column * length : nullptr;
   to += column * length;
   const S* rows[kRows];
   const uint8_t* gates[kRows];
   if constexpr (kCount == 1 && !kGated && kKind == Kind::kPlain && std::is_same_v<S, T>) {
-    if (all_weights[0] == 1 && !previous && !base) {
+    if (all_weights[0] == 1 && !base) {
       memcpy(to, all_rows[0] + offset, static_cast<size_t>(length) * sizeof(T));
       return;
     }
@@ -127,13 +127,12 @@ MSR_INLINE void combine_run(const CombineArgs<typename vec_t::acc_t>& args, int6
       V value = V::load((kCount > 0 ? rows[i] : all_rows[i] + offset) + k);
       if constexpr (kGated) {
         const uint8_t* gate = kCount > 0 ? gates[i] : all_gates[i] + gate_offset;
-        value = value.select(gate, k);
+        value = gated(value, gate, k, off);
       }
       const V weight = V::broadcast(kCount > 0 ? weights[i] : all_weights[i]);
       return first ? value * weight : value.times_plus(weight, before);
     });
     if constexpr (!kGated) {
-      if (previous) sum = sum + V::load(previous + k);
       if (base) sum = sum + V::load(base + k);
     }
     finish<kKind>(sum, how, to, k);
@@ -201,7 +200,6 @@ MSR_INLINE void along_row_by_windows(const AlongRowArgs<float> args, const S* ro
   int64_t k = 0;
   for (; k + kLanes <= args.columns; k += kLanes) {
     vec_t sum = block_sum(args.begin + k);
-    if (args.previous) sum = sum + vec_t::load(args.previous + k);
     if (base) sum = sum + vec_t::load(base + k);
     finish<kKind>(sum, args.finish, to, k);
   }
@@ -211,7 +209,6 @@ MSR_INLINE void along_row_by_windows(const AlongRowArgs<float> args, const S* ro
   block_sum(args.begin + k).store(values);
   for (int64_t i = 0; k < args.columns; ++i, ++k) {
     Scalar<float> value{values[i]};
-    if (args.previous) value.v += args.previous[k];
     if (base) value = value + Scalar<float>::load(base + k);
     finish<kKind>(value, args.finish, to, k);
   }
@@ -257,7 +254,6 @@ MSR_INLINE void along_row_by_columns(const AlongRowArgs<typename vec_t::acc_t> a
         sum = V::load(values);
       }
     }
-    if (args.previous) sum = sum + V::load(args.previous + k);
     if (base) sum = sum + V::load(base + k);
     finish<kKind>(sum, args.finish, to, k);
   });
@@ -517,8 +513,11 @@ constexpr RowOps<typename vec_t::acc_t> make_row_ops(const char* name) {
           differentiate_row<vec_t>,
           gate_row<vec_t>,
           dot<vec_t>,
-          take_row<vec_t>,
-          take_column<vec_t>};
+          dot_pixels<vec_t>,
+          take_rows<vec_t>,
+          take_columns<vec_t>,
+          put_codes<vec_t>,
+          add_taken<vec_t>};
 }
 
 }  // namespace

@@ -65,8 +65,7 @@ template <typename acc_t>
 void store_run(const RowOps<acc_t>& ops, const acc_t* values, int64_t length, void* to,
                const Finish& how, acc_t factor = 1) {
   const void* row = values;
-  ops.combine({to, nullptr, nullptr, &row, nullptr, &factor, 1, kSumType<acc_t>, 1, length, length,
-               0, how});
+  ops.combine({to, nullptr, &row, nullptr, &factor, 1, kSumType<acc_t>, 1, length, length, 0, how});
 }
 
 // Copies a stretch of any strides, widened, to dense memory, pixel by pixel.
@@ -90,7 +89,6 @@ void load_stretch(acc_t* to, const void* data, DType dtype, const Stretch& s,
   const bool one_run = s.channels == 1 || s.column_stride == s.channels;
   ops.combine({to,
                nullptr,
-               nullptr,
                &data,
                nullptr,
                &one,
@@ -101,6 +99,23 @@ void load_stretch(acc_t* to, const void* data, DType dtype, const Stretch& s,
                one_run ? s.numel() : s.column_stride,
                0,
                {nullptr, nullptr, false, kSumType<acc_t>}});
+}
+
+// Where a stretch's values are, dense and of the accumulation type: in place, or copied to
+// `memory`.
+template <typename acc_t>
+const acc_t* loaded_to(acc_t* memory, const void* data, DType dtype, const Stretch& s,
+                       const RowOps<acc_t>& ops) {
+  const bool dense = s.is_vectorizable() && (s.channels == 1 || s.column_stride == s.channels);
+  if (dense && dtype == kSumType<acc_t>) return static_cast<const acc_t*>(data);
+  load_stretch(memory, data, dtype, s, ops);
+  return memory;
+}
+
+template <typename acc_t>
+const acc_t* loaded(std::vector<acc_t>& memory, const void* data, DType dtype, const Stretch& s,
+                    const RowOps<acc_t>& ops) {
+  return loaded_to(room(memory, s.numel()), data, dtype, s, ops);
 }
 
 // The inverse: rounds dense values to a stretch of any strides.

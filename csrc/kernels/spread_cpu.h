@@ -82,9 +82,10 @@ class SpreadCpu {
   // stored cannot be loaded at once in other portions.
   static constexpr int kRowsAtOnce = 4;
   static constexpr int32_t kMostAtOnce = 16;  // rows that are read side by side
+  static constexpr int32_t kFewRows = 2;      // that are resampled without being combined before
   static constexpr Finish kKeep{nullptr, nullptr, false, kSumType<acc_t>};
 
-  using Table = std::optional<TapTable<acc_t>>;
+  using Table = std::shared_ptr<const TapTable<acc_t>>;
 
   // A branch that is written. Tables are empty for axes that keep their size.
   struct Target {
@@ -102,6 +103,7 @@ class SpreadCpu {
     // How the row operations walk the gradient's rows: as one long run, pixel by pixel, or only
     // after they were copied.
     bool one_run = false, walkable = false;
+    bool few_taps = false;    // channels_last: its few taps are read where they are
     bool dense_rows = false;  // it is not resampled, and all rows of an image are one run
   };
 
@@ -118,6 +120,7 @@ class SpreadCpu {
     std::vector<acc_t> copies;            // of rows that the row operations cannot walk
     std::vector<acc_t> block;             // sums of many rows
     std::vector<acc_t> image;             // one image's share of the tile
+    typename MaxPoolCpu<acc_t>::Scratch pool;
   };
 
   // A unit's part of the weights' gradients: of neighbouring groups of elements that share one.
@@ -158,23 +161,21 @@ class SpreadCpu {
     const Weights& weights = params_.weights;
     const bool weighted = weights.has(b);
     const bool of_pixels = params_.pixel_weights.has(b);
-    const bool extended = of_pixels || (gate && params_.gate_off != 0) || is_max_pool(branch) ||
+    const bool extended = of_pixels || is_max_pool(branch) ||
                           (weighted && ((map.channels_last && weights.stride_c != 0) ||
                                         (over_batch && weights.stride_n != 0)));
     targets_.push_back({b, map, Rows(map), branch.channel_begin, over_batch, extended, gate,
                         params_.inputs[b] && weighted});
     Target& t = targets_.back();
-    const auto make = [&](Table& table, int axis) {
-      if (branch.axis[axis].rule != Rule::kIdentity) table.emplace(transposed(branch.axis[axis]));
+    const auto make = [&](Table& table, int axis, TableUse use) {
+      if (branch.axis[axis].rule != Rule::kIdentity)
+        table = tap_table(transposed(branch.axis[axis]), use, ops_);
     };
-    make(t.depth, 0);
-    make(t.height, 1);
-    make(t.width, 2);
+    make(t.depth, 0, TableUse::kLists);
+    make(t.height, 1, TableUse::kLists);
+    make(t.width, 2, map.channels_last ? TableUse::kPairs : TableUse::kBlocks);
     if (is_max_pool(branch)) t.pool.emplace(branch, grad, ops_);
-    if (t.width) {
-      if (!map.channels_last) t.width->prepare_blocks(ops_.lanes, ops_.can_look_up);
-      t.taps = t.width->view();
-    }
+    if (t.width) t.taps = t.width->view();
     const Stretch pixels{grad.size[4], t.rows.channels, grad.stride[4], grad.stride[1]};
     const bool dense = pixels.channels == 1 || pixels.column_stride == pixels.channels;
     // Bits of the gate are in the order of the dense gradient.
@@ -182,9 +183,13 @@ class SpreadCpu {
     t.one_run = dense && (!gate || all_channels);
     const bool whole_bytes = grad.channels_last && grad.size[1] % 8 == 0 &&
                              branch.channel_begin % 8 == 0 && map.size[1] % 8 == 0;
-    t.walkable = pixels.is_vectorizable() && !of_pixels && !(gate && params_.gate_off != 0) &&
-                 !t.pool &&
+    t.walkable = pixels.is_vectorizable() && !of_pixels && !t.pool &&
                  (!gate || (grad.channels_last == map.channels_last && (t.one_run || whole_bytes)));
+    const auto few = [](const Table& table) {
+      return !table || (table->max_count() <= 2 && !table->has_gaps());
+    };
+    t.few_taps = !extended && !gate && !over_batch && map.channels_last && t.width &&
+                 few(t.width) && few(t.height) && few(t.depth) && !(t.height && t.depth);
     t.dense_rows = t.walkable && !t.extended && is_identity(branch) && !t.over_batch &&
                    !t.wants_dots && !map.channels_last && weights.per_branch() &&
                    grad.stride[3] == grad.size[4] &&
@@ -214,7 +219,7 @@ class SpreadCpu {
       }
       return;
     }
-    if (!t.width) {
+    if (!t.width || t.few_taps) {
       for (int64_t row = first; row < last;) {
         const int64_t together = t.dense_rows ? rows_together(t, p, row, last) : 1;
         write_row(t, p, source, columns * together, offset, unit, nullptr, scratch);
@@ -285,7 +290,9 @@ class SpreadCpu {
   void write_extended_row(const Target& t, const Position& p, Range source, int64_t columns,
                           int64_t offset, int64_t unit, Scratch& scratch) {
     const int64_t channels = t.rows.channels, length = columns * channels;
-    acc_t* sum = room(scratch.sum, length);
+    // In the gradient itself where that holds such values.
+    const bool in_place = t.map.data && t.map.dtype == kSumType<acc_t>;
+    acc_t* sum = in_place ? static_cast<acc_t*>(t.map.data) + offset : room(scratch.sum, length);
     acc_t* image = room(scratch.image, length);
     const Range images = images_of(t, p);
     for (int32_t n = images.begin; n < images.end; ++n) {
@@ -309,8 +316,8 @@ class SpreadCpu {
       set_factors(args, params_.weights, {nullptr, 0, 0, 0}, t.branch, at, t.map);
       ops_.weigh(args);
     }
-    if (!t.map.data) return;
     if (images.begin == images.end) std::fill_n(sum, length, acc_t(0));
+    if (!t.map.data || in_place) return;
     store_run(ops_, sum, length, advance(t.map.data, t.map.dtype, offset),
               {nullptr, nullptr, false, t.map.dtype});
   }
@@ -319,9 +326,7 @@ class SpreadCpu {
   void add_up_pool(const Target& t, const Position& p, int32_t n, Range source, int64_t columns,
                    acc_t* to, Scratch& scratch) const {
     const int64_t channels = t.rows.channels;
-    // Windows reach beyond the tile: sums are taken of the whole row.
-    acc_t* row = row_of(scratch, 0, t.rows.width * channels);
-    std::fill_n(row, t.rows.width * channels, acc_t(0));
+    t.pool->begin_gradient(source, channels, scratch.pool);
     copy_rows(t,
               {source.end - source.begin, channels, params_.grad.stride[4], params_.grad.stride[1]},
               scratch);
@@ -331,15 +336,15 @@ class SpreadCpu {
     for (int32_t d = t.depth->first(p.at[0]), k = 0; k < t.depth->count(p.at[0]); ++k, ++d) {
       for (int32_t h = t.height->first(p.at[1]), l = 0; l < t.height->count(p.at[1]); ++l, ++h, ++i)
         t.pool->add_taken(at, d, h, source, channels, static_cast<const acc_t*>(scratch.taps[i]),
-                          params_.index[t.branch], params_.wide_index[t.branch], row);
+                          params_.index[t.branch], params_.wide_index[t.branch], scratch.pool);
     }
-    std::copy_n(row + p.at[2] * channels, columns * channels, to);
+    t.pool->write_gradient(source, p.at[2], columns, channels, to, scratch.pool);
   }
 
   // to = factor * R_b^T(gate * grad) for the columns of the row at p.
   void apply(const Target& t, const Position& p, Range source, int64_t columns,
              const acc_t* combined, void* to, const Finish& how, Scratch& scratch) const {
-    if (!t.width) list_taps(t, p, images_of(t, p), source, factor_of(t, p), scratch);
+    if (!combined) list_taps(t, p, images_of(t, p), source, factor_of(t, p), scratch);
     apply_listed(t, p, source, columns, combined, to, how, scratch);
   }
 
@@ -349,9 +354,25 @@ class SpreadCpu {
     const int64_t channels = t.rows.channels;
     if (!t.width) {
       combine_rows(t, columns, to, how, scratch);
+    } else if (t.few_taps) {
+      const Map& grad = params_.grad;
+      DType dtype = grad.dtype;
+      int64_t stride = grad.stride[4];
+      if (!t.walkable || !takes<acc_t>(dtype, how.dtype)) {
+        copy_rows(t, {source.end - source.begin, channels, stride, grad.stride[1]}, scratch);
+        dtype = kKeep.dtype;
+        stride = channels;
+      }
+      PixelSource<acc_t> rows[kFewRows];
+      for (int32_t i = 0; i < scratch.count; ++i)
+        rows[i] = {advance(scratch.taps[i], dtype, -source.begin * stride), stride, &t.taps,
+                   scratch.weights[i]};
+      const PixelSlice<acc_t> slice{rows, scratch.count, t.width->max_count(), channels, dtype,
+                                    true, false};
+      ops_.along_pixels({to, nullptr, &slice, 1, p.at[2], columns, how});
     } else if (!t.map.channels_last) {
-      ops_.along_row({to, nullptr, nullptr, combined - source.begin, kKeep.dtype, &t.taps, p.at[2],
-                      columns, how});
+      ops_.along_row(
+          {to, nullptr, combined - source.begin, kKeep.dtype, &t.taps, p.at[2], columns, how});
     } else {
       const PixelSource<acc_t> row{combined - source.begin * channels, channels, &t.taps, acc_t(1)};
       const PixelSlice<acc_t> slice{&row,  1,    t.width->max_count(), channels, kKeep.dtype,
@@ -430,7 +451,6 @@ class SpreadCpu {
     const int64_t channels = t.one_run ? length : stretch.channels;
     CombineArgs<acc_t> args{to,
                             nullptr,
-                            nullptr,
                             scratch.taps.data(),
                             t.gate ? scratch.gates.data() : nullptr,
                             scratch.weights.data(),
@@ -440,7 +460,8 @@ class SpreadCpu {
                             channels,
                             t.one_run ? length : stretch.column_stride,
                             grad.size[1] / 8,
-                            how};
+                            how,
+                            static_cast<acc_t>(params_.gate_off)};
     if (scratch.count <= kMostAtOnce) return ops_.combine(args);
     // More rows than a walk along all of them at once finds in the cache. They are added up in
     // blocks, and those in larger ones: a single long sum would lose digits.
@@ -467,8 +488,8 @@ class SpreadCpu {
 
   // The same for listed rows that are dense and of the accumulation type.
   void combine_dense(void* to, const Finish& how, int64_t length, const Scratch& scratch) const {
-    ops_.combine({to, nullptr, nullptr, scratch.taps.data(), nullptr, scratch.weights.data(),
-                  scratch.count, kKeep.dtype, 1, length, length, 0, how});
+    ops_.combine({to, nullptr, scratch.taps.data(), nullptr, scratch.weights.data(), scratch.count,
+                  kKeep.dtype, 1, length, length, 0, how});
   }
 
   // Replaces the listed rows, of any strides and types, by dense copies behind the gate, whatever
@@ -486,13 +507,22 @@ class SpreadCpu {
     const bool bits_in_order = stretch.channels == 1
                                    ? column_bits == 1
                                    : channel_bits == 1 && column_bits == stretch.channels;
-    for (int32_t i = 0; i < scratch.count; ++i) {
+    for (int32_t i = 0; i < scratch.count; ++i, copy += length) {
+      if (!t.gate) {
+        // Nothing is copied that may stay where it is.
+        const acc_t* row = loaded_to(copy, scratch.taps[i], grad.dtype, stretch, ops_);
+        scratch.taps[i] = weighs_pixels ? copy : row;
+        if (weighs_pixels)
+          ops_.weigh({copy, row, acc_t(1), nullptr, scratch.of_pixels[i], stretch.columns,
+                      stretch.channels, false});
+        continue;
+      }
       load_stretch(copy, scratch.taps[i], grad.dtype, stretch, ops_);
       scratch.taps[i] = copy;
-      if (t.gate && bits_in_order) {
+      if (bits_in_order) {
         uint8_t* bits = room(scratch.bits, ceil_div(length, 8));
         ops_.gate(copy, aligned_bits(t.gate, scratch.bit_offsets[i], length, bits), off, length);
-      } else if (t.gate) {
+      } else {
         for (int64_t k = 0; k < stretch.columns; ++k) {
           for (int64_t c = 0; c < stretch.channels; ++c) {
             const int64_t bit = scratch.bit_offsets[i] + k * column_bits + c * channel_bits;
@@ -505,7 +535,6 @@ class SpreadCpu {
       if (weighs_pixels)
         ops_.weigh({copy, copy, acc_t(1), nullptr, scratch.of_pixels[i], stretch.columns,
                     stretch.channels, false});
-      copy += length;
     }
   }
 
@@ -522,9 +551,9 @@ class SpreadCpu {
     const int64_t (&stride)[kDims] = params_.input_stride[t.branch];
     const DType dtype = params_.input_dtype[t.branch];
     const int64_t length = columns * channels;
-    acc_t* value = room(scratch.copies, length);
-    load_stretch(value, advance(params_.inputs[t.branch], dtype, offset_in(stride, p)), dtype,
-                 {columns, channels, stride[4], stride[1]}, ops_);
+    const acc_t* value =
+        loaded(scratch.copies, advance(params_.inputs[t.branch], dtype, offset_in(stride, p)),
+               dtype, {columns, channels, stride[4], stride[1]}, ops_);
     if (by_channel) {
       ops_.dot(sum, value, columns, channels, dots);
     } else {

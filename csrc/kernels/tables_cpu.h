@@ -31,11 +31,8 @@ class TapTable {
   // Prepares what along_row needs beyond the plain lists, for vectors of `lanes` lanes.
   void prepare_blocks(int32_t lanes, bool can_look_up) {
     lanes_ = lanes;
-    if (can_look_up && max_count_ <= 2 && !has_gaps_) {
-      prepare_windows();
-    } else if (transposed_ && lanes > 1) {
-      prepare_steps();
-    }
+    if (can_look_up && max_count_ <= 2 && !has_gaps_) prepare_windows();
+    if (window_.empty() && lanes > 1) prepare_steps();
   }
 
   // Prepares what along_pixels needs for sums.
@@ -160,6 +157,9 @@ class TapTable {
       const int32_t begin = block * lanes_, middle = begin + lanes_ / 2;
       const int32_t count = count_[middle], first = first_[middle] - 2 * (lanes_ / 2);
       if (count == 0 || count % 2 != 0 || count > kMaxStepTaps) continue;
+      // Of a map nothing is read beyond its ends; combined gradients are padded.
+      const bool inside = first >= 0 && first + count - 2 + 2 * lanes_ <= columns_;
+      if (!transposed_ && !inside) continue;
       uint32_t irregular = 0;
       int32_t others = 0;
       for (int32_t i = 0; i < lanes_; ++i) {
@@ -179,7 +179,7 @@ class TapTable {
     }
   }
 
-  static constexpr int32_t kMaxStepTaps = 8;
+  static constexpr int32_t kMaxStepTaps = 16;
 
   bool transposed_;
   int32_t rows_, columns_;

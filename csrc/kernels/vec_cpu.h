@@ -101,6 +101,21 @@ struct Vec {
     passes = mask;
     return {_mm512_maskz_mov_ps(mask, v)};
   }
+  typedef int32_t Ints __attribute__((vector_size(64)));
+  static MSR_INLINE Ints load_ints(const uint8_t* from) {
+    const __m512i wide =
+        _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    Ints result;
+    memcpy(&result, &wide, sizeof result);
+    return result;
+  }
+  // Bit i: whether lane i of a comparison of the compiler's own vectors holds.
+  template <typename C>
+  static MSR_INLINE uint32_t condition_bits(C conditions) {
+    __m512i all;
+    memcpy(&all, &conditions, sizeof all);
+    return _mm512_test_epi32_mask(all, all);
+  }
   MSR_INLINE Vec select(const uint8_t* bits, int64_t k) const {
     uint16_t mask;
     memcpy(&mask, bits + (k >> 3), sizeof mask);
@@ -162,6 +177,21 @@ struct Vec {
     const __m256 mask = _mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_NLE_UQ);
     passes = static_cast<uint32_t>(_mm256_movemask_ps(mask));
     return {_mm256_and_ps(v, mask)};
+  }
+  typedef int32_t Ints __attribute__((vector_size(32)));
+  static MSR_INLINE Ints load_ints(const uint8_t* from) {
+    const __m256i wide =
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+    Ints result;
+    memcpy(&result, &wide, sizeof result);
+    return result;
+  }
+  // Bit i: whether lane i of a comparison of the compiler's own vectors holds.
+  template <typename C>
+  static MSR_INLINE uint32_t condition_bits(C conditions) {
+    __m256 all;
+    memcpy(&all, &conditions, sizeof all);
+    return static_cast<uint32_t>(_mm256_movemask_ps(all));
   }
   MSR_INLINE Vec select(const uint8_t* bits, int64_t k) const {
     const __m256i lane_bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
@@ -282,10 +312,16 @@ struct Vec {
   MSR_INLINE Vec operator+(Vec other) const { return {v + other.v}; }
   MSR_INLINE Vec operator*(Vec other) const { return {v * other.v}; }
   MSR_INLINE Vec times_plus(Vec factor, Vec term) const { return {v * factor.v + term.v}; }
+  static MSR_INLINE Ints load_ints(const uint8_t* from) {
+    return Ints{from[0], from[1], from[2], from[3]};
+  }
+  static MSR_INLINE uint32_t condition_bits(Ints conditions) {
+    const Ints bits = conditions & Ints{1, 2, 4, 8};
+    return static_cast<uint32_t>(bits[0] | bits[1] | bits[2] | bits[3]);
+  }
   MSR_INLINE Vec relu(uint32_t& passes) const {
     const Ints set = ~(v <= Floats{});
-    const Ints bits = set & Ints{1, 2, 4, 8};
-    passes = static_cast<uint32_t>(bits[0] | bits[1] | bits[2] | bits[3]);
+    passes = condition_bits(set);
     return masked(set);
   }
   MSR_INLINE Vec select(const uint8_t* bits, int64_t k) const {

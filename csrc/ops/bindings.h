@@ -11,36 +11,77 @@ namespace msr {
 
 using SpreadResult = std::tuple<std::vector<Tensor>, Tensor>;  // gradients, of maps and of weights
 
-template <GatherCall (*run)(const GatherArguments&)>
-Tensor gather(std::vector<Tensor> inputs, std::vector<int64_t> size, int64_t spec) {
-  return run({inputs, size, spec}).out;
+inline SpreadResult result_of(const SpreadCall& call, const Tensor& like) {
+  return {call.grads, or_empty(call.weight_grads, sum_dtype(call.acc_is_double), like)};
+}
+
+// Spatial sizes in one number, 21 bits each, the first lowest; msr_cuda/_spec.py packs them.
+inline std::vector<int64_t> unpack_size(int64_t packed, int64_t rank) {
+  constexpr int kBits = 21;
+  std::vector<int64_t> size(static_cast<size_t>(std::clamp<int64_t>(rank, 0, kSpatialDims)));
+  for (int64_t& axis : size) {
+    axis = packed & ((int64_t{1} << kBits) - 1);
+    packed >>= kBits;
+  }
+  return size;
+}
+
+inline std::vector<int64_t> unpack_size(int64_t packed, const std::vector<Tensor>& inputs) {
+  STD_TORCH_CHECK(!inputs.empty(), "msr_cuda::gather: expected at least one input");
+  return unpack_size(packed, inputs[0].dim() - 2);
 }
 
 template <GatherCall (*run)(const GatherArguments&)>
-std::tuple<Tensor, Tensor> gather_full(std::vector<Tensor> inputs, std::optional<Tensor> weights,
-                                       std::optional<Tensor> gate, std::vector<int64_t> size,
-                                       int64_t spec, std::vector<double> scales) {
+Tensor gather(const std::vector<Tensor>& inputs, const std::vector<int64_t>& size, int64_t spec) {
+  return *run({inputs, size, spec}).out;
+}
+
+template <GatherCall (*run)(const GatherArguments&)>
+Tensor gather_one(const Tensor& input, int64_t size, int64_t spec) {
+  const std::vector<Tensor> inputs = {input};
+  return *run({inputs, unpack_size(size, inputs), spec}).out;
+}
+
+template <GatherCall (*run)(const GatherArguments&)>
+Tensor gather_packed(const std::vector<Tensor>& inputs, int64_t size, int64_t spec) {
+  return *run({inputs, unpack_size(size, inputs), spec}).out;
+}
+
+template <GatherCall (*run)(const GatherArguments&)>
+std::tuple<Tensor, Tensor> gather_saving(const std::vector<Tensor>& inputs, int64_t size,
+                                         int64_t spec) {
+  const GatherCall call = run({inputs, unpack_size(size, inputs), spec});
+  return {*call.out, mask_of(call)};
+}
+
+template <GatherCall (*run)(const GatherArguments&)>
+std::tuple<Tensor, Tensor> gather_full(const std::vector<Tensor>& inputs,
+                                       const std::optional<Tensor>& weights,
+                                       const std::optional<Tensor>& gate,
+                                       const std::vector<int64_t>& size, int64_t spec,
+                                       std::vector<double> scales) {
   GatherArguments arguments{inputs, size, spec, weights};
   arguments.gate = gate;
   arguments.scales = std::move(scales);
   GatherCall call = run(arguments);
-  return {call.out, call.mask};
+  return {*call.out, mask_of(call)};
 }
 
 template <GatherCall (*run)(const GatherArguments&)>
 std::tuple<Tensor, Tensor, std::vector<Tensor>> gather_extended(
-    std::vector<Tensor> inputs, std::optional<Tensor> weights, std::optional<Tensor> pixel_weights,
-    std::optional<Tensor> gate, std::optional<Tensor> grad, std::vector<int64_t> size, int64_t spec,
+    const std::vector<Tensor>& inputs, const std::optional<Tensor>& weights,
+    const std::optional<Tensor>& pixel_weights, const std::optional<Tensor>& gate,
+    const std::optional<Tensor>& grad, const std::vector<int64_t>& size, int64_t spec,
     std::vector<double> scales, std::vector<int64_t> windows) {
   GatherCall call = run({inputs, size, spec, weights, pixel_weights, gate, grad, std::move(scales),
                          std::move(windows)});
-  return {call.out, call.mask, call.indices};
+  return {*call.out, mask_of(call), call.indices};
 }
 
 template <GatherCall (*run)(const GatherArguments&)>
-void gather_out(std::vector<Tensor> inputs, std::optional<Tensor> weights,
-                std::optional<Tensor> pixel_weights, int64_t spec, std::vector<double> scales,
-                std::vector<int64_t> windows, Tensor out) {
+void gather_out(const std::vector<Tensor>& inputs, const std::optional<Tensor>& weights,
+                const std::optional<Tensor>& pixel_weights, int64_t spec,
+                std::vector<double> scales, std::vector<int64_t> windows, const Tensor& out) {
   const std::vector<int64_t> size = spatial_size(out);
   GatherArguments arguments{inputs, size, spec, weights, pixel_weights};
   arguments.scales = std::move(scales);
@@ -49,30 +90,34 @@ void gather_out(std::vector<Tensor> inputs, std::optional<Tensor> weights,
   run(arguments);
 }
 
-template <SpreadResult (*run)(const SpreadArguments&)>
-std::vector<Tensor> spread(Tensor grad, std::vector<int64_t> shapes, int64_t spec,
+template <SpreadCall (*run)(const SpreadArguments&)>
+std::vector<Tensor> spread(const Tensor& grad, const std::vector<int64_t>& shapes, int64_t spec,
                            int64_t requests) {
-  return std::get<0>(run({grad, shapes, spec, requests}));
+  return run({grad, shapes, spec, requests}).grads;
 }
 
-template <SpreadResult (*run)(const SpreadArguments&)>
-SpreadResult spread_full(Tensor grad, std::optional<Tensor> gate, std::optional<Tensor> weights,
-                         std::vector<Tensor> inputs, std::vector<int64_t> shapes, int64_t spec,
-                         int64_t requests, std::vector<double> scales) {
+template <SpreadCall (*run)(const SpreadArguments&)>
+SpreadResult spread_full(const Tensor& grad, const std::optional<Tensor>& gate,
+                         const std::optional<Tensor>& weights, std::vector<Tensor> inputs,
+                         const std::vector<int64_t>& shapes, int64_t spec, int64_t requests,
+                         std::vector<double> scales) {
   SpreadArguments arguments{grad, shapes, spec, requests, gate, weights};
   arguments.inputs = std::move(inputs);
   arguments.scales = std::move(scales);
-  return run(arguments);
+  return result_of(run(arguments), grad);
 }
 
-template <SpreadResult (*run)(const SpreadArguments&)>
-SpreadResult spread_extended(Tensor grad, std::optional<Tensor> gate, std::optional<Tensor> weights,
-                             std::optional<Tensor> pixel_weights, std::vector<Tensor> inputs,
-                             std::vector<Tensor> indices, std::vector<int64_t> shapes, int64_t spec,
-                             int64_t requests, std::vector<double> scales,
+template <SpreadCall (*run)(const SpreadArguments&)>
+SpreadResult spread_extended(const Tensor& grad, const std::optional<Tensor>& gate,
+                             const std::optional<Tensor>& weights,
+                             const std::optional<Tensor>& pixel_weights, std::vector<Tensor> inputs,
+                             std::vector<Tensor> indices, const std::vector<int64_t>& shapes,
+                             int64_t spec, int64_t requests, std::vector<double> scales,
                              std::vector<int64_t> windows) {
-  return run({grad, shapes, spec, requests, gate, weights, pixel_weights, std::move(inputs),
-              std::move(indices), std::move(scales), std::move(windows)});
+  return result_of(
+      run({grad, shapes, spec, requests, gate, weights, pixel_weights, std::move(inputs),
+           std::move(indices), std::move(scales), std::move(windows)}),
+      grad);
 }
 
 }  // namespace msr

@@ -76,7 +76,7 @@ Tensor pixel_weight_grads(Tensor grad, std::vector<Tensor> inputs, std::optional
   } else {
     run_pixel_weight_grads(call.params, cpu_row_ops());
   }
-  return call.out;
+  return *call.out;
 }
 
 }  // namespace
@@ -84,6 +84,9 @@ Tensor pixel_weight_grads(Tensor grad, std::vector<Tensor> inputs, std::optional
 
 STABLE_TORCH_LIBRARY_IMPL(msr_cuda, CPU, m) {
   m.impl("gather", TORCH_BOX(&msr::gather<&msr::run_gather>));
+  m.impl("gather.one", TORCH_BOX(&msr::gather_one<&msr::run_gather>));
+  m.impl("gather.packed", TORCH_BOX(&msr::gather_packed<&msr::run_gather>));
+  m.impl("gather.saving", TORCH_BOX(&msr::gather_saving<&msr::run_gather>));
   m.impl("gather.full", TORCH_BOX(&msr::gather_full<&msr::run_gather>));
   m.impl("gather.extended", TORCH_BOX(&msr::gather_extended<&msr::run_gather>));
   m.impl("gather.out", TORCH_BOX(&msr::gather_out<&msr::run_gather>));

@@ -65,6 +65,10 @@ STABLE_TORCH_LIBRARY(msr_cuda, m) {
   // Hot calls have few arguments, because a call costs by their number; .full takes the rarer ones,
   // .extended the rest. The integers are packed as msr_cuda/_spec.py says.
   m.def("gather(Tensor[] inputs, SymInt[] size, int spec) -> Tensor");
+  // The same for calls outside of graphs: a list of sizes costs as much as making a result.
+  m.def("gather.one(Tensor input, int size, int spec) -> Tensor");
+  m.def("gather.packed(Tensor[] inputs, int size, int spec) -> Tensor");
+  m.def("gather.saving(Tensor[] inputs, int size, int spec) -> (Tensor output, Tensor mask)");
   m.def(
       "gather.full(Tensor[] inputs, Tensor? weights, Tensor? gate, SymInt[] size, int spec, "
       "float[] scales) -> (Tensor output, Tensor mask)");

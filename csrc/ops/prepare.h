@@ -106,11 +106,12 @@ void set_sizes(Map& map, const Sizes& sizes, int64_t rank) {
   set_sizes(map, all);
 }
 
-inline void set_strides(int64_t (&stride)[kDims], const Tensor& tensor, int64_t rank) {
+template <typename Strides>
+void set_strides(int64_t (&stride)[kDims], const Strides& strides, int64_t rank) {
   for (int i = 0; i < kDims; ++i) stride[i] = 0;
-  stride[0] = tensor.stride(0);
-  stride[1] = tensor.stride(1);
-  for (int64_t i = 0; i < rank; ++i) stride[kDims - rank + i] = tensor.stride(2 + i);
+  stride[0] = strides[0];
+  stride[1] = strides[1];
+  for (int64_t i = 0; i < rank; ++i) stride[kDims - rank + i] = strides[2 + i];
 }
 
 inline Map map_of(const char* op, const Tensor& tensor, int64_t rank) {
@@ -121,7 +122,7 @@ inline Map map_of(const char* op, const Tensor& tensor, int64_t rank) {
   map.dtype = dtype_of(op, tensor);
   map.channels_last = false;
   set_sizes(map, tensor.sizes(), rank);
-  set_strides(map.stride, tensor, rank);
+  set_strides(map.stride, tensor.strides(), rank);
   return map;
 }
 
@@ -142,6 +143,10 @@ inline Tensor empty_vector(int64_t size, int32_t dtype, const Tensor& like) {
   return empty_strided(1, &size, &stride, dtype, like);
 }
 
+inline int32_t sum_dtype(bool acc_is_double) {
+  return acc_is_double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
+}
+
 // A contiguous one of the accumulation type.
 inline Tensor empty_sums(const std::vector<int64_t>& sizes, bool acc_is_double,
                          const Tensor& like) {
@@ -149,8 +154,7 @@ inline Tensor empty_sums(const std::vector<int64_t>& sizes, bool acc_is_double,
   for (size_t i = sizes.size() - 1; i > 0; --i)
     strides[i - 1] = strides[i] * std::max<int64_t>(1, sizes[i]);
   return empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-                       acc_is_double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(),
-                       like);
+                       sum_dtype(acc_is_double), like);
 }
 
 // A dense, uninitialised tensor for `map`, whose sizes, dtype and channels_last are set; sets data
@@ -174,7 +178,7 @@ inline Tensor allocate(Map& map, int64_t rank, const Tensor& like) {
   if (map.dtype == DType::kFloat64) dtype = aoti_torch_dtype_float64();
   Tensor tensor = empty_strided(rank + 2, sizes, strides, dtype, like);
   map.data = tensor.mutable_data_ptr();
-  set_strides(map.stride, tensor, rank);
+  set_strides(map.stride, strides, rank);
   return tensor;
 }
 
@@ -329,10 +333,12 @@ struct GatherArguments {
   std::optional<Tensor> out{};  // where the result goes
 };
 
+// What has no value was not asked for: an empty tensor would take as long to make as a result.
 struct GatherCall {
   GatherParams params;
   bool acc_is_double;
-  Tensor out, mask;
+  bool saves_mask;
+  std::optional<Tensor> out, mask;
   std::vector<Tensor> indices;  // of the max-pooled branches, in order
 };
 
@@ -358,6 +364,7 @@ inline GatherCall prepare_branches(const char* op, const GatherArguments& argume
   params.gate_off = spec.gate_off;
   params.dense = true;
   call.acc_is_double = spec.acc_is_double;
+  call.saves_mask = spec.save_mask;
   int64_t batch = 1, channels = 0;
   for (int i = 0; i < count; ++i) {
     check_same_device(op, inputs[i], inputs[0]);
@@ -370,8 +377,8 @@ inline GatherCall prepare_branches(const char* op, const GatherArguments& argume
     channels = spec.cat ? channels + map.size[1] : map.size[1];
   }
   Map& out = params.out;
-  std::vector<int64_t> out_sizes = {batch, channels};
-  out_sizes.insert(out_sizes.end(), arguments.size.begin(), arguments.size.end());
+  int64_t out_sizes[kDims] = {batch, channels};
+  std::copy(arguments.size.begin(), arguments.size.end(), out_sizes + 2);
   set_sizes(out, out_sizes, rank);
   out.dtype = spec.dtype;
   out.channels_last = spec.channels_last;
@@ -409,7 +416,7 @@ inline GatherCall prepare_gather(const GatherArguments& arguments) {
   GatherCall call = prepare_branches(op, arguments);
   const Tensor& like = arguments.inputs[0];
   const auto rank = static_cast<int64_t>(arguments.size.size());
-  const bool saves = unpack_spec(op, arguments.spec, 0).save_mask;
+  const bool saves = call.saves_mask;
   GatherParams& params = call.params;
   Map& out = params.out;
   const bool is_max = params.reduction == Reduction::kMax;
@@ -435,8 +442,10 @@ inline GatherCall prepare_gather(const GatherArguments& arguments) {
   params.mask_stride = is_max ? mask_bytes(out) : 0;
   const int64_t bytes = mask_bytes(out) * (is_max ? params.num_branches : 1);
   const bool has_bits = is_max || has_bit_derivative(params.activation);
-  call.mask = empty_vector(saves && has_bits ? bytes : 0, aoti_torch_dtype_uint8(), like);
-  if (saves && has_bits) params.mask = static_cast<uint8_t*>(call.mask.mutable_data_ptr());
+  if (saves && has_bits) {
+    call.mask = empty_vector(bytes, aoti_torch_dtype_uint8(), like);
+    params.mask = static_cast<uint8_t*>(call.mask->mutable_data_ptr());
+  }
   for (int b = 0; b < params.num_branches && saves; ++b) {
     const Branch& branch = params.branches[b];
     if (!is_max_pool(branch)) continue;
@@ -506,13 +515,22 @@ inline std::vector<GatherCall> prepare_many(const ManyArguments& all) {
   return calls;
 }
 
+// What operators return where nothing was asked for.
+inline Tensor or_empty(const std::optional<Tensor>& tensor, int32_t dtype, const Tensor& like) {
+  return tensor ? *tensor : empty_vector(0, dtype, like);
+}
+
+inline Tensor mask_of(const GatherCall& call) {
+  return or_empty(call.mask, aoti_torch_dtype_uint8(), *call.out);
+}
+
 // What gather_many returns: indices of all jobs' max-pooled branches, one after the other.
 inline std::tuple<std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>> results_of(
     const std::vector<GatherCall>& calls) {
   std::vector<Tensor> outputs, masks, indices;
   for (const GatherCall& call : calls) {
-    outputs.push_back(call.out);
-    masks.push_back(call.mask);
+    outputs.push_back(*call.out);
+    masks.push_back(mask_of(call));
     indices.insert(indices.end(), call.indices.begin(), call.indices.end());
   }
   return {outputs, masks, indices};
@@ -530,7 +548,7 @@ inline GatherCall prepare_pixel_weight_grads(const GatherArguments& arguments) {
   std::vector<int64_t> sizes = {out.size[0], call.params.num_branches, 1};
   sizes.insert(sizes.end(), arguments.size.begin(), arguments.size.end());
   call.out = empty_sums(sizes, call.acc_is_double, arguments.inputs[0]);
-  call.params.pixel_weight_grads = call.out.mutable_data_ptr();
+  call.params.pixel_weight_grads = call.out->mutable_data_ptr();
   return call;
 }
 
@@ -552,8 +570,8 @@ struct SpreadArguments {
 struct SpreadCall {
   SpreadParams params;
   bool acc_is_double;
-  std::vector<Tensor> grads;  // of the wanted branches, in order
-  Tensor weight_grads;        // of the weights' shape, or empty
+  std::vector<Tensor> grads;           // of the wanted branches, in order
+  std::optional<Tensor> weight_grads;  // of the weights' shape
   int64_t rank;
 };
 
@@ -642,13 +660,11 @@ inline SpreadCall prepare_spread(const SpreadArguments& arguments) {
     if (unpack_request(arguments.requests, i).wanted)
       call.grads.push_back(allocate(params.branches[i].map, call.rank, grad));
   }
-  std::vector<int64_t> sizes = {0};
   if (!inputs.empty()) {
     STD_TORCH_CHECK(arguments.weights.has_value(), op, ": expected weights with inputs");
     const auto given = arguments.weights->sizes();
-    sizes.assign(given.begin(), given.end());
+    call.weight_grads = empty_sums({given.begin(), given.end()}, call.acc_is_double, grad);
   }
-  call.weight_grads = empty_sums(sizes, call.acc_is_double, grad);
   return call;
 }
 

@@ -13,18 +13,20 @@ void run_on_rows(const SpreadCall& call, const RowOps<acc_t>& ops) {
   SpreadCpu<acc_t> spread(call.params, ops);
   torch::stable::parallel_for(0, spread.num_units(), /*grain_size=*/2,
                               [&](int64_t begin, int64_t end) { spread.run(begin, end); });
-  spread.write_weight_grads(static_cast<acc_t*>(call.weight_grads.mutable_data_ptr()),
-                            call.weight_grads.numel());
+  if (call.weight_grads) {
+    spread.write_weight_grads(static_cast<acc_t*>(call.weight_grads->mutable_data_ptr()),
+                              call.weight_grads->numel());
+  }
 }
 
-SpreadResult run_spread(const SpreadArguments& arguments) {
-  const SpreadCall call = prepare_spread(arguments);
+SpreadCall run_spread(const SpreadArguments& arguments) {
+  SpreadCall call = prepare_spread(arguments);
   if (call.acc_is_double) {
     run_on_rows(call, *row_ops_double());
   } else {
     run_on_rows(call, cpu_row_ops());
   }
-  return {call.grads, call.weight_grads};
+  return call;
 }
 
 }  // namespace

@@ -6,17 +6,16 @@
 namespace msr {
 namespace {
 
-SpreadResult run_spread(const SpreadArguments& arguments) {
+SpreadCall run_spread(const SpreadArguments& arguments) {
   const CudaGuard guard(arguments.grad);
   SpreadCall call = prepare_spread(arguments);
   const SpreadPlan plan =
       plan_spread(call.params, select_kernel(call.params, call.acc_is_double), call.acc_is_double);
   const Workspace workspace(plan.workspace_bytes, arguments.grad);
-  void* const weight_grads =
-      call.weight_grads.numel() > 0 ? call.weight_grads.mutable_data_ptr() : nullptr;
+  void* const weight_grads = call.weight_grads ? call.weight_grads->mutable_data_ptr() : nullptr;
   check_launch("msr_cuda::spread", launch_spread(call.params, plan, call.acc_is_double,
                                                  workspace.data(), weight_grads, guard.stream()));
-  return {call.grads, call.weight_grads};
+  return call;
 }
 
 }  // namespace

@@ -20,106 +20,109 @@ import torch
 from torch import Tensor
 
 from .. import _ops, _spec
-from ._extended import ExtendedFunction, Gather, ManyFunction, gather_many
-from ._linear import GatherFunction, Size, raw_gather
-from ._pyramid import Level, PyramidFunction, pyramid
+from ._extended import ExtendedFunction, Gather, ManyFunction, gather_many, raw_extended
+from ._linear import GatherFunction, Plan, raw_gather
+from ._pyramid import PyramidFunction, pyramid
 
-__all__ = ["Gather", "Level", "gather", "gather_into", "many", "resample_levels"]
+__all__ = ["Gather", "Plan", "gather", "gather_into", "many", "resample_levels"]
+
+# Function.apply without its checks for torch.func, which has the reference run instead.
+_apply_gather = super(torch.autograd.Function, GatherFunction).apply
+_apply_extended = super(torch.autograd.Function, ExtendedFunction).apply
+_unwrap_if_dead = torch._C._functorch.unwrap_if_dead
 
 
 def gather(
+    plan: Plan,
     inputs: Sequence[Tensor],
-    weights: Tensor | None,
-    size: Size,
-    spec: int,
-    scales: Sequence[float],
-    windows: Sequence[int] = (),
+    weights: Tensor | None = None,
     pixel_weights: Tensor | None = None,
 ) -> Tensor:
-    """Differentiable gather: the raw operator's arguments, weights in any dtype.
+    """Differentiable gather, weights in any dtype.
 
     Args:
-        inputs, size, spec, scales, windows: of the raw operator.
+        plan: made for maps of these shapes, strides and dtypes.
+        inputs: the maps.
         weights: ``[S]``, or ``[1 or N, up to S, 1 or C]``; maps without one are not weighted.
         pixel_weights: ``[1 or N, up to S, 1, *size]``.
     """
-    if weights is not None:
-        weights = weights.to(_spec.accumulation_dtype(spec)).contiguous()
-    if pixel_weights is not None:
-        pixel_weights = pixel_weights.to(_spec.accumulation_dtype(spec)).contiguous()
-    extended = (
-        pixel_weights is not None
-        or (weights is not None and weights.dim() != 1)
-        or spec & _spec.RARE
-        or (windows and _max_pools(spec, len(inputs)))
-    )
-    if extended and weights is not None and weights.dim() == 1:
-        weights = weights.view(1, -1, 1)
-    if torch.is_grad_enabled() and (
-        any(x.requires_grad for x in inputs)
-        or (weights is not None and weights.requires_grad)
-        or (pixel_weights is not None and pixel_weights.requires_grad)
-    ):
+    extended = plan.extended
+    needs_grad = False
+    if weights is not None or pixel_weights is not None:
+        weights, pixel_weights = _as_read(plan, weights), _as_read(plan, pixel_weights)
+        extended = (
+            extended or pixel_weights is not None or (weights is not None and weights.dim() != 1)
+        )
+        if extended and weights is not None and weights.dim() == 1:
+            weights = weights.view(1, -1, 1)
+        for factor in (weights, pixel_weights):
+            needs_grad = needs_grad or (factor is not None and factor.requires_grad)
+    if torch.is_grad_enabled():
+        for x in inputs:
+            needs_grad = needs_grad or x.requires_grad
+        if needs_grad:
+            return _differentiable(plan, inputs, weights, pixel_weights, extended)
+    if extended:
+        return raw_extended(plan, inputs, weights, pixel_weights, plan.spec)[0]
+    return raw_gather(plan, inputs, weights, None, plan.spec)[0]
+
+
+def _differentiable(
+    plan: Plan,
+    inputs: Sequence[Tensor],
+    weights: Tensor | None,
+    pixel_weights: Tensor | None,
+    extended: bool,
+) -> Tensor:
+    if plan.traced:
         inputs = _distinct(inputs)
         if extended:
-            return ExtendedFunction.apply(
-                size, spec, scales, windows, weights, pixel_weights, *inputs
-            )
-        return GatherFunction.apply(size, spec, scales, windows, weights, None, *inputs)
+            return ExtendedFunction.apply(plan.numbers(), weights, pixel_weights, *inputs)
+        return GatherFunction.apply(plan.numbers(), weights, None, *inputs)
+    # What a torch.func transform left behind is a wrapper around the tensor.
+    inputs = [_unwrap_if_dead(x) for x in inputs]
+    if weights is not None:
+        weights = _unwrap_if_dead(weights)
     if extended:
-        return _ops.gather_extended(
-            inputs,
-            weights,
-            pixel_weights,
-            None,
-            None,
-            size,
-            spec,
-            scales,
-            windows or _spec.NO_WINDOWS,
-        )[0]
-    return raw_gather(inputs, weights, None, size, spec, scales, windows)[0]
-
-
-def _max_pools(spec: int, count: int) -> bool:
-    return any(_spec.mode_of(spec, i) == _spec.MAX_POOL for i in range(count))
+        if pixel_weights is not None:
+            pixel_weights = _unwrap_if_dead(pixel_weights)
+        return _apply_extended(plan, weights, pixel_weights, *inputs)
+    return _apply_gather(plan, weights, None, *inputs)
 
 
 def many(jobs: Sequence[Gather]) -> list[Tensor]:
     """Differentiable independent gathers in one call."""
-    jobs = [_in_accumulation_type(job) for job in jobs]
+    jobs = [_with_weights_as_read(job) for job in jobs]
     if torch.is_grad_enabled() and any(job.requires_grad() for job in jobs):
-        tensors = _distinct([t for job in jobs for t in job.tensors()])
+        tensors = [t for job in jobs for t in job.tensors()]
+        if torch.compiler.is_compiling():
+            tensors = _distinct(tensors)
+            jobs = [job._replace(plan=job.plan.numbers()) for job in jobs]
         return list(ManyFunction.apply(jobs, *tensors))
     return list(gather_many(jobs)[0])
 
 
 def gather_into(out: Tensor, job: Gather, accumulate: bool) -> None:
-    """Writes, or adds, a gather to given memory, whose dtype and order ``job.spec`` tells."""
-    job = _in_accumulation_type(job)
-    spec = job.spec | _spec.ADD_TO_RESULT if accumulate else job.spec
+    """Writes, or adds, a gather to given memory, whose dtype and order the plan's spec tells."""
+    plan, inputs, weights, pixel_weights = _with_weights_as_read(job)
+    spec = plan.spec | _spec.ADD_TO_RESULT if accumulate else plan.spec
     _ops.gather_out(
-        job.inputs,
-        job.weights,
-        job.pixel_weights,
-        spec,
-        job.scales,
-        job.windows or _spec.NO_WINDOWS,
+        inputs, weights, pixel_weights, spec, plan.scales, plan.windows or _spec.NO_WINDOWS,
         out=out,
-    )
+    )  # fmt: skip
 
 
-def resample_levels(input: Tensor, levels: Sequence[Level]) -> list[Tensor]:
+def resample_levels(input: Tensor, levels: Sequence[Plan]) -> list[Tensor]:
     """One map at several sizes, differentiable."""
     if torch.is_grad_enabled() and input.requires_grad:
+        if torch.compiler.is_compiling():
+            return list(PyramidFunction.apply([level.numbers() for level in levels], input))
         return list(PyramidFunction.apply(levels, input))
     return list(pyramid(input, levels))
 
 
-def _distinct(tensors: Sequence[Any]) -> Sequence[Any]:
+def _distinct(tensors: Sequence[Any]) -> list[Any]:
     """The same tensors, repeated ones as views: Dynamo takes none twice into a Function."""
-    if not torch.compiler.is_compiling():
-        return tensors
     found: list[Any] = []
     for tensor in tensors:
         repeated = tensor is not None and any(tensor is other for other in found)
@@ -127,12 +130,19 @@ def _distinct(tensors: Sequence[Any]) -> Sequence[Any]:
     return found
 
 
-def _in_accumulation_type(job: Gather) -> Gather:
-    accumulate = _spec.accumulation_dtype(job.spec)
-    weights, pixel_weights = job.weights, job.pixel_weights
-    if weights is not None:
-        weights = weights.to(accumulate).contiguous()
-        weights = weights.view(1, -1, 1) if weights.dim() == 1 else weights
-    if pixel_weights is not None:
-        pixel_weights = pixel_weights.to(accumulate).contiguous()
-    return job._replace(weights=weights, pixel_weights=pixel_weights)
+def _as_read(plan: Plan, weights: Tensor | None) -> Tensor | None:
+    """Weights in the accumulation type, without gaps."""
+    if weights is None:
+        return None
+    accumulate = _spec.accumulation_dtype(plan.spec)
+    if weights.dtype != accumulate:
+        weights = weights.to(accumulate)
+    return weights.contiguous()
+
+
+def _with_weights_as_read(job: Gather) -> Gather:
+    plan, inputs, weights, pixel_weights = job
+    weights = _as_read(plan, weights)
+    if weights is not None and weights.dim() == 1:
+        weights = weights.view(1, -1, 1)
+    return Gather(plan, inputs, weights, _as_read(plan, pixel_weights))

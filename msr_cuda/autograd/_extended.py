@@ -10,29 +10,26 @@ from torch import Tensor
 
 from .. import _ops, _spec
 from . import _higher
-from ._linear import Size, flat, packed, passed, spaced, twice
+from ._linear import Plan, PlanNumbers, flat, made, packed, passing, raw_gather, spaced, twice
 
 
 class Gather(NamedTuple):
-    """The arguments of one gather, as the raw operator takes them."""
+    """One gather: what it does, and its tensors, weights as the raw operator takes them."""
 
+    plan: Any  # a Plan; PlanNumbers on their way into a Function
     inputs: Sequence[Tensor]
-    weights: Tensor | None
-    pixel_weights: Tensor | None
-    size: Size
-    spec: int
-    scales: Sequence[float]
-    windows: Sequence[int]
+    weights: Tensor | None = None
+    pixel_weights: Tensor | None = None
 
     def tensors(self) -> list[Tensor | None]:
         """The differentiable arguments."""
         return [self.weights, self.pixel_weights, *self.inputs]
 
     def with_tensors(self, tensors: Iterator[Any]) -> Gather:
-        """The same arguments with the next of other tensors."""
+        """The same gather of the next of other tensors."""
         weights, pixel_weights = next(tensors), next(tensors)
         inputs = [next(tensors) for _ in self.inputs]
-        return self._replace(inputs=inputs, weights=weights, pixel_weights=pixel_weights)
+        return Gather(made(self.plan, inputs), inputs, weights, pixel_weights)
 
     def requires_grad(self) -> bool:
         return any(t is not None and t.requires_grad for t in self.tensors())
@@ -41,28 +38,26 @@ class Gather(NamedTuple):
 class Backward:
     """What the backward of one gather needs, but for the tensors that it keeps."""
 
-    def __init__(self, gather: Gather, needs: Sequence[bool]) -> None:
-        """``needs``: which of ``gather.tensors()`` need a gradient."""
-        self.size, self.spec = gather.size, gather.spec
-        self.scales, self.windows = gather.scales, gather.windows
-        self.shapes = [tuple(x.shape) for x in gather.inputs]
-        self.requests = [
-            _spec.request(x, wanted) for x, wanted in zip(gather.inputs, needs[2:], strict=True)
-        ]
+    def __init__(self, plan: Plan, needs: Sequence[bool]) -> None:
+        """``needs``: which of a gather's ``tensors()`` need a gradient."""
+        self.plan = plan
+        self.size, self.spec, self.shapes = plan.size, plan.spec, plan.shapes
+        self.scales, self.windows = plan.scales, plan.windows
+        self.wants_weights, self.wants_pixels, *wanted = needs
+        self.requests = plan.requests(wanted)
         activation = _spec.activation_of(self.spec)
         is_max = bool(self.spec & _spec.MAX)
         # The bits of a maximum say which map it is; a leaky ReLU's would be a second set.
         self.recomputes = activation is not None and (
             activation not in _spec.BIT_ACTIVATIONS or (is_max and activation == "leaky_relu")
         )
-        self.wants_weights = gather.weights is not None and needs[0]
-        self.wants_pixels = gather.pixel_weights is not None and needs[1]
         self.has_mask = is_max or activation in _spec.BIT_ACTIVATIONS
-        self.num_indices = 0
+        self.num_indices = plan.num_max_pools
 
-    def kept(self, gather: Gather, mask: Tensor, indices: Sequence[Tensor]) -> list[Tensor | None]:
+    def kept(
+        self, gather: Gather, mask: Tensor | None, indices: Sequence[Tensor]
+    ) -> list[Tensor | None]:
         """The tensors to save."""
-        self.num_indices = len(indices)
         needs_values = self.recomputes or self.wants_weights or self.wants_pixels
         return [
             gather.weights,
@@ -86,10 +81,10 @@ class Backward:
             )[0]  # fmt: skip
         spec = _spec.replace_result(self.spec, accumulate)
         grads: list[Tensor | None] = [None] * len(self.shapes)
-        left = list(self.requests)
+        left = self.requests
         if gate is None:
             weighted = max(_count(weights), _count(pixel_weights))
-            grads, left = passed(grad, self.shapes, spec, left, weighted, self.recomputes)
+            left = self._pass_on(grad, weighted, grads)
         d_weights: Tensor | None = None
         if self.wants_weights or any(bits & _spec.REQUEST_WANTED for bits in left):
             wanted, d_weights = _ops.spread_extended(
@@ -110,6 +105,21 @@ class Backward:
                 d_pixels = d_pixels.sum(0, keepdim=True)
         return [d_weights if self.wants_weights else None, d_pixels, *grads]
 
+    def _pass_on(self, grad: Tensor, weighted: int, grads: list[Tensor | None]) -> list[int]:
+        """Gives maps that passed through views of ``grad``, and returns the other requests."""
+        passed, left = passing(self.shapes, self.size, self.spec, self.requests, weighted)
+        for one in passed:
+            view = one.view(grad)
+            if self.recomputes:
+                # This is a tensor of our own, in the result's layout, which may not be the map's.
+                channels_last = bool(self.requests[one.place] & _spec.REQUEST_CHANNELS_LAST)
+                shape = self.shapes[one.place]
+                if view.stride() != _spec.dense_strides(shape, channels_last):
+                    left[one.place] |= _spec.REQUEST_WANTED
+                    continue
+            grads[one.place] = one.converted(view)
+        return left
+
 
 class ExtendedFunction(torch.autograd.Function):
     """``act(reduce_i w_i p_i R_i(x_i))``."""
@@ -117,33 +127,22 @@ class ExtendedFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        size: Size,
-        spec: int,
-        scales: Sequence[float],
-        windows: Sequence[int],
+        plan: Plan | PlanNumbers,
         weights: Tensor | None,
         pixel_weights: Tensor | None,
         *inputs: Tensor,
     ) -> Tensor:
-        gather = Gather(inputs, weights, pixel_weights, size, spec, scales, windows)
-        output, mask, indices = _ops.gather_extended(
-            inputs,
-            weights,
-            pixel_weights,
-            None,
-            None,
-            size,
-            spec | _spec.SAVE,
-            scales,
-            windows or _spec.NO_WINDOWS,
-        )
-        ctx.job = Backward(gather, ctx.needs_input_grad[4:])
+        plan = made(plan, inputs)
+        gather = Gather(plan, inputs, weights, pixel_weights)
+        spec = plan.spec | _spec.SAVE
+        output, mask, indices = raw_extended(plan, inputs, weights, pixel_weights, spec)
+        ctx.job = plan.keep(ctx.needs_input_grad, Backward, ctx.needs_input_grad[1:])
         ctx.save_for_backward(*ctx.job.kept(gather, mask, indices))
         return output
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, None, None, *ctx.job.gradients(grad_outputs[0], ctx.saved_tensors)
+        return None, *ctx.job.gradients(grad_outputs[0], ctx.saved_tensors)
 
 
 class ManyFunction(torch.autograd.Function):
@@ -162,9 +161,8 @@ class ManyFunction(torch.autograd.Function):
         remaining = iter(indices)
         for job, mask in zip(jobs, masks, strict=True):
             count = len(job.inputs)
-            backward = Backward(job, ctx.needs_input_grad[first : first + 2 + count])
-            pools = [i for i in range(count) if _spec.mode_of(job.spec, i) == _spec.MAX_POOL]
-            own = backward.kept(job, mask, [next(remaining) for _ in pools])
+            backward = Backward(job.plan, ctx.needs_input_grad[first : first + 2 + count])
+            own = backward.kept(job, mask, [next(remaining) for _ in range(backward.num_indices)])
             ctx.jobs.append(backward)
             ctx.lengths.append(len(own))
             kept += own
@@ -185,6 +183,27 @@ class ManyFunction(torch.autograd.Function):
         return tuple(found)
 
 
+def raw_extended(
+    plan: Plan,
+    inputs: Sequence[Tensor],
+    weights: Tensor | None,
+    pixel_weights: Tensor | None,
+    spec: int,
+) -> tuple[Tensor, Tensor | None, Sequence[Tensor]]:
+    """The result, its mask, and the places of max-poolings.
+
+    ``spec``: the plan's, perhaps with more bits.
+    """
+    if plan.packed_size is not None and weights is None and pixel_weights is None:
+        # It has no windows, and no tensors but maps: a faster call will do.
+        return *raw_gather(plan, inputs, None, None, spec), []
+    found: tuple[Tensor, Tensor, Sequence[Tensor]] = _ops.gather_extended(
+        inputs, weights, pixel_weights, None, None, plan.size, spec, plan.scales,
+        plan.windows or _spec.NO_WINDOWS,
+    )  # fmt: skip
+    return found
+
+
 def gather_many(
     jobs: Sequence[Gather], bits: int = 0
 ) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
@@ -198,7 +217,7 @@ def gather_many(
     specs: list[int] = []
     for job in jobs:
         inputs += job.inputs
-        spec = job.spec | bits
+        spec = job.plan.spec | bits
         if job.weights is not None:
             weights.append(job.weights)
             spec |= _spec.HAS_WEIGHTS
@@ -206,28 +225,27 @@ def gather_many(
             pixel_weights.append(job.pixel_weights)
             spec |= _spec.HAS_PIXEL_WEIGHTS
         specs.append(spec)
+    plans = [job.plan for job in jobs]
     found: tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]] = _ops.gather_many(
         inputs,
-        [len(job.inputs) for job in jobs],
+        [len(plan.shapes) for plan in plans],
         weights or inputs[:1],  # no empty list: see _spec.NO_WINDOWS
         pixel_weights or inputs[:1],
-        [n for job in jobs for n in job.size],
+        [n for plan in plans for n in plan.size],
         specs,
-        _of_all(jobs, [job.scales for job in jobs], [0.0]),
-        _of_all(jobs, [job.windows for job in jobs], [1, 1, 0]) or _spec.NO_WINDOWS,
+        _of_all(plans, [plan.scales for plan in plans], [0.0]),
+        _of_all(plans, [plan.windows for plan in plans], [1, 1, 0]) or _spec.NO_WINDOWS,
     )
     return found
 
 
-def _of_all(
-    jobs: Sequence[Gather], lists: Sequence[Sequence[Any]], neutral: list[Any]
-) -> list[Any]:
+def _of_all(plans: Sequence[Plan], lists: Sequence[Sequence[Any]], neutral: list[Any]) -> list[Any]:
     """One list of all jobs' entries, empty if none has any."""
     if not any(lists):
         return []
     entries: list[Any] = []
-    for job, own in zip(jobs, lists, strict=True):
-        entries += own or neutral * (len(job.inputs) * len(job.size))
+    for plan, own in zip(plans, lists, strict=True):
+        entries += own or neutral * (len(plan.shapes) * len(plan.size))
     return entries
 
 

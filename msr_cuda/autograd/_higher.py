@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import _ops, _spec
 from ..reference import activate
-from ._linear import GatherFunction, Size, spread
+from ._linear import GatherFunction, Plan, Size, spread
 
 
 class TakeFunction(torch.autograd.Function):
@@ -209,9 +209,8 @@ class _Branch:
         if self.index is not None:
             flat = self._taken(value.device)
             return TakeFunction.apply(value, self.index, flat, self.spec, self.windows)
-        return GatherFunction.apply(
-            self.size, self.spec, self.scales, self.windows, None, None, value
-        )
+        plan = Plan([value], self.size, self.spec, self.scales, self.windows)
+        return GatherFunction.apply(plan, None, None, value)
 
     def put_back(self, grad: Tensor) -> Tensor:
         """The adjoint; the gradient of a map that was broadcast over the batch is the sum."""

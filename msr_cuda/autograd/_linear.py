@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +11,102 @@ from torch import Tensor
 from .. import _ops, _spec
 
 Size = Sequence[int]
+_Made = TypeVar("_Made")
+
+
+class Plan:
+    """What a gather does with maps of given shapes, strides and dtypes: all but its tensors.
+
+    Public functions keep plans from call to call, and a plan keeps what was worked out for a
+    backward.
+
+    Attributes:
+        size, spec, scales, windows: of the raw operator.
+        shapes: of the maps.
+        layouts: what a spread is told about their gradients, but for which of them are wanted.
+        num_max_pools: how many maps are max-pooled.
+        extended: only the extended operator takes the call.
+        plain: where there are no other tensors, the operator with the fewest arguments takes it.
+        packed_size: of such a call, outside of graphs; or None.
+        traced: it is part of a graph.
+        saves: the forward keeps bits for the backward.
+    """
+
+    __slots__ = (
+        "_kept", "extended", "layouts", "num_max_pools", "packed_size", "plain", "saves",
+        "scales", "shapes", "size", "spec", "traced", "windows",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        inputs: Sequence[Tensor],
+        size: Size,
+        spec: int,
+        scales: Sequence[float] = (),
+        windows: Sequence[int] = (),
+    ) -> None:
+        self.size, self.spec = tuple(size), spec
+        self.scales, self.windows = list(scales), list(windows)
+        self.shapes = [tuple(x.shape) for x in inputs]
+        self.layouts = [_spec.request(x, False) for x in inputs]
+        modes = [_spec.mode_of(spec, i) for i in range(len(self.shapes))]
+        self.num_max_pools = modes.count(_spec.MAX_POOL)
+        self.extended = bool(spec & _spec.RARE) or self.num_max_pools > 0
+        self.plain = not (scales or windows or spec & _spec.LEAKY_GATE)
+        self.packed_size: int | None = None
+        self.traced = torch.compiler.is_compiling()
+        if self.plain and not self.traced:
+            self.packed_size = _spec.pack_size(self.size)
+        self.saves = _spec.has_activation(spec)
+        self._kept: dict[Hashable, Any] = {}
+
+    def numbers(self) -> PlanNumbers:
+        """What the plan was made of, but for the maps."""
+        return PlanNumbers(self.size, self.spec, self.scales, self.windows)
+
+    def keep(self, key: Hashable, make: Callable[..., _Made], *arguments: Any) -> _Made:
+        """``make(self, *arguments)``, from an earlier call with this key if there was one."""
+        if self.traced:
+            return make(self, *arguments)  # a graph has sizes of its own, and no side effects
+        found: _Made | None = self._kept.get(key)
+        if found is None:
+            found = self._kept[key] = make(self, *arguments)
+        return found
+
+    def requests(self, needs: Sequence[bool]) -> list[int]:
+        """What a spread is told, of the maps whose gradients are needed."""
+        return [
+            bits | _spec.REQUEST_WANTED if wanted else bits
+            for bits, wanted in zip(self.layouts, needs, strict=True)
+        ]
+
+
+class PlanNumbers(NamedTuple):
+    """What a graph passes instead of a plan: Dynamo takes symbols in tuples, not in objects."""
+
+    size: Size
+    spec: int
+    scales: Sequence[float]
+    windows: Sequence[int]
+
+
+def made(plan: Plan | PlanNumbers, inputs: Sequence[Tensor]) -> Plan:
+    """The plan; in a graph it is made where it is used, of the Function's own arguments."""
+    return Plan(inputs, *plan) if isinstance(plan, PlanNumbers) else plan
+
+
+class _Adjoint:
+    """The backward of an unweighted gather, but for its tensors."""
+
+    __slots__ = ("passing", "places", "requests", "sizes")
+
+    def __init__(self, plan: Plan, needs: Sequence[bool], gated: bool) -> None:
+        requests = plan.requests(needs)
+        self.passing: list[Passing] = []
+        if not gated:
+            self.passing, requests = passing(plan.shapes, plan.size, plan.spec, requests)
+        self.places = [i for i, bits in enumerate(requests) if bits & _spec.REQUEST_WANTED]
+        self.sizes, self.requests = flat(plan.shapes), packed(requests)
 
 
 class GatherFunction(torch.autograd.Function):
@@ -19,48 +115,42 @@ class GatherFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        size: Size,
-        spec: int,
-        scales: Sequence[float],
-        windows: Sequence[int],
+        plan: Plan | PlanNumbers,
         weights: Tensor | None,
         gate: Tensor | None,
         *inputs: Tensor,
     ) -> Tensor:
-        mask = gate
-        if _spec.has_activation(spec):
-            output, mask = raw_gather(
-                inputs, weights, gate, size, spec | _spec.SAVE, scales, windows
-            )
+        ctx.plan = plan = made(plan, inputs)
+        if plan.saves:
+            output, gate = raw_gather(plan, inputs, weights, gate, plan.spec | _spec.SAVE)
         else:
-            output = raw_gather(inputs, weights, gate, size, spec, scales, windows)[0]
-        needs_values = weights is not None and ctx.needs_input_grad[4]
-        ctx.save_for_backward(weights, mask, *(inputs if needs_values else ()))
-        ctx.spec, ctx.scales, ctx.windows = spec, scales, windows
-        ctx.shapes = [tuple(x.shape) for x in inputs]
-        ctx.requests = [
-            _spec.request(x, wanted)
-            for x, wanted in zip(inputs, ctx.needs_input_grad[6:], strict=True)
-        ]
+            output = raw_gather(plan, inputs, weights, gate, plan.spec)[0]
+        if weights is not None and ctx.needs_input_grad[1]:
+            ctx.save_for_backward(weights, gate, *inputs)
+        elif weights is not None or gate is not None:
+            ctx.save_for_backward(weights, gate)
         return output
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grad_outputs
-        weights, gate, *values = ctx.saved_tensors
+        plan, needs = ctx.plan, ctx.needs_input_grad[3:]
+        saved = ctx.saved_tensors
+        weights, gate, *values = saved if saved else (None, None)
         d_weights: Tensor | None = None
-        if weights is None:
-            grads = spread(grad, gate, ctx.shapes, ctx.spec, ctx.requests, ctx.scales, ctx.windows)
-        elif twice():
-            grads, d_weights = _weighted_spread(ctx, grad, gate, weights, values)
+        if twice():
+            grads, d_weights = _higher_gradients(plan, needs, grad, gate, weights, values)
+        elif weights is None:
+            grads = _gradients(plan, needs, grad, gate)
         else:
+            requests = plan.requests(needs)
             wanted, dots = raw_spread(
-                grad, gate, weights, values, ctx.shapes, ctx.spec, ctx.requests, ctx.scales,
-                ctx.windows,
+                grad, gate, weights, values, flat(plan.shapes), plan.spec, packed(requests),
+                plan.scales, plan.windows,
             )  # fmt: skip
-            grads = spaced(wanted, ctx.requests)
+            grads = spaced(wanted, requests)
             d_weights = dots if values else None
-        return None, None, None, None, d_weights, None, *grads
+        return None, d_weights, None, *grads
 
 
 class SpreadFunction(torch.autograd.Function):
@@ -81,7 +171,8 @@ class SpreadFunction(torch.autograd.Function):
         ctx.shapes, ctx.spec, ctx.requests = shapes, spec, requests
         ctx.scales, ctx.windows = scales, windows
         ctx.size, ctx.dtype = tuple(grad.shape[2:]), grad.dtype
-        return tuple(raw_spread(grad, gate, None, (), shapes, spec, requests, scales, windows)[0])
+        sizes, bits = flat(shapes), packed(requests)
+        return tuple(raw_spread(grad, gate, None, (), sizes, spec, bits, scales, windows)[0])
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -95,7 +186,8 @@ class SpreadFunction(torch.autograd.Function):
             else grad_outputs[0].new_zeros(()).expand(shape)
             for shape, bits in zip(ctx.shapes, ctx.requests, strict=True)
         ]
-        d_grad = GatherFunction.apply(ctx.size, spec, ctx.scales, ctx.windows, None, gate, *inputs)
+        plan = Plan(inputs, ctx.size, spec, ctx.scales, ctx.windows)
+        d_grad = GatherFunction.apply(plan, None, gate, *inputs)
         return d_grad, None, None, None, None, None, None
 
 
@@ -123,23 +215,27 @@ def spaced(grads: Sequence[Tensor], requests: Sequence[int]) -> list[Tensor | No
 
 
 def raw_gather(
-    inputs: Sequence[Tensor],
-    weights: Tensor | None,
-    gate: Tensor | None,
-    size: Size,
-    spec: int,
-    scales: Sequence[float],
-    windows: Sequence[int],
+    plan: Plan, inputs: Sequence[Tensor], weights: Tensor | None, gate: Tensor | None, spec: int
 ) -> tuple[Tensor, Tensor | None]:
-    """The result and its mask, by the overload with the fewest arguments."""
-    if windows or spec & _spec.LEAKY_GATE:
+    """The result and its mask, by the overload with the fewest arguments.
+
+    ``spec``: the plan's, perhaps with more bits.
+    """
+    size, saves = plan.packed_size, bool(spec & _spec.SAVE)
+    if size is not None and weights is None and gate is None:
+        if saves:
+            return _ops.gather_saving(inputs, size, spec)
+        if len(inputs) == 1:
+            return _ops.gather_one(inputs[0], size, spec), None
+        return _ops.gather_packed(inputs, size, spec), None
+    if plan.windows or spec & _spec.LEAKY_GATE:
         output, mask, _ = _ops.gather_extended(
-            inputs, weights, None, gate, None, size, spec, scales, windows
+            inputs, weights, None, gate, None, plan.size, spec, plan.scales, plan.windows
         )
         return output, mask
-    if weights is None and gate is None and not scales and not spec & _spec.SAVE:
-        return _ops.gather(inputs, size, spec), None
-    return _ops.gather_full(inputs, weights, gate, size, spec, scales)
+    if plan.plain and weights is None and gate is None and not saves:
+        return _ops.gather(inputs, plan.size, spec), None
+    return _ops.gather_full(inputs, weights, gate, plan.size, spec, plan.scales)
 
 
 def raw_spread(
@@ -147,56 +243,82 @@ def raw_spread(
     gate: Tensor | None,
     weights: Tensor | None,
     values: Sequence[Tensor],
-    shapes: Sequence[Size],
+    sizes: Sequence[int],
     spec: int,
-    requests: Sequence[int],
+    requests: int,
     scales: Sequence[float],
     windows: Sequence[int],
 ) -> tuple[Sequence[Tensor], Tensor | None]:
     """The wanted gradients and those of the weights [S], likewise."""
-    sizes, bits = flat(shapes), packed(requests)
     if windows or spec & _spec.LEAKY_GATE:
         return _ops.spread_extended(
-            grad, gate, weights, None, values, [], sizes, spec, bits, scales, windows
+            grad, gate, weights, None, values, [], sizes, spec, requests, scales, windows
         )
     if gate is None and weights is None and not scales:
-        return _ops.spread(grad, sizes, spec, bits), None
-    return _ops.spread_full(grad, gate, weights, values, sizes, spec, bits, scales)
+        return _ops.spread(grad, sizes, spec, requests), None
+    return _ops.spread_full(grad, gate, weights, values, sizes, spec, requests, scales)
 
 
-def passed(
-    grad: Tensor,
-    shapes: Sequence[Size],
-    spec: int,
-    requests: Sequence[int],
-    weighted: int = 0,
-    in_layout: bool = False,
-) -> tuple[list[Tensor | None], list[int]]:
-    """Gradients of maps that passed through, views of ``grad``, and the other requests.
+class Passing:
+    """A map that passed through: its gradient is part of the result's."""
+
+    __slots__ = ("begin", "channels", "dtype", "place")
+
+    def __init__(self, place: int, begin: int, channels: int | None, dtype: torch.dtype) -> None:
+        """The map's place among the inputs; its channels in a concatenation; its dtype."""
+        self.place, self.begin, self.channels, self.dtype = place, begin, channels, dtype
+
+    def view(self, grad: Tensor) -> Tensor:
+        return grad if self.channels is None else grad.narrow(1, self.begin, self.channels)
+
+    def converted(self, view: Tensor) -> Tensor:
+        """In the map's dtype: itself if it has it."""
+        return view if view.dtype == self.dtype else view.to(self.dtype)
+
+
+def passing(
+    shapes: Sequence[Size], size: Size, spec: int, requests: Sequence[int], weighted: int = 0
+) -> tuple[list[Passing], list[int]]:
+    """The maps that passed through, and what is requested of the others.
 
     Args:
-        grad: of the result, before the activation.
         shapes, spec, requests: of the maps.
+        size: of the result.
         weighted: how many of the first maps have weights.
-        in_layout: only gradients in their map's own layout.
     """
-    grads: list[Tensor | None] = [None] * len(shapes)
+    batch = next((shape[0] for shape in shapes if shape[0] != 1), 1)
+    found: list[Passing] = []
     left = list(requests)
     channel = 0
     for i, shape in enumerate(shapes):
-        passes = shape[0] == grad.shape[0] and tuple(shape[2:]) == tuple(grad.shape[2:])
+        passes = shape[0] == batch and tuple(shape[2:]) == tuple(size) and i >= weighted
         # A pooling may change a map and keep its size.
-        passes = passes and i >= weighted and _spec.mode_of(spec, i) < _spec.AVERAGE_POOL
+        passes = passes and _spec.mode_of(spec, i) < _spec.AVERAGE_POOL
         if passes and requests[i] & _spec.REQUEST_WANTED:
-            part = grad.narrow(1, channel, shape[1]) if spec & _spec.CAT else grad
-            channels_last = bool(requests[i] & _spec.REQUEST_CHANNELS_LAST)
-            if in_layout and part.stride() != _spec.dense_strides(shape, channels_last):
-                passes = False
-        if passes and requests[i] & _spec.REQUEST_WANTED:
-            grads[i] = part.to(_spec.DTYPES[requests[i] >> _spec.REQUEST_DTYPE_SHIFT])
+            dtype = _spec.DTYPES[requests[i] >> _spec.REQUEST_DTYPE_SHIFT]
+            found.append(Passing(i, channel, shape[1] if spec & _spec.CAT else None, dtype))
             left[i] &= ~_spec.REQUEST_WANTED
         channel += shape[1]
-    return grads, left
+    return found, left
+
+
+def _gradients(
+    plan: Plan, needs: tuple[bool, ...], grad: Tensor, gate: Tensor | None
+) -> list[Tensor | None]:
+    """Gradients of an unweighted gather; maps that passed through get views of ``grad``."""
+    gated = gate is not None
+    adjoint = plan.keep((needs, gated), _Adjoint, needs, gated)
+    grads: list[Tensor | None] = [None] * len(needs)
+    for one in adjoint.passing:
+        grads[one.place] = one.converted(one.view(grad))
+    if adjoint.places:
+        found = raw_spread(
+            grad, gate, None, (), adjoint.sizes, plan.spec, adjoint.requests, plan.scales,
+            plan.windows,
+        )[0]  # fmt: skip
+        for place, value in zip(adjoint.places, found, strict=True):
+            grads[place] = value
+    return grads
 
 
 def spread(
@@ -208,36 +330,41 @@ def spread(
     scales: Sequence[float],
     windows: Sequence[int],
 ) -> list[Tensor | None]:
-    """Gradients of an unweighted gather; maps that passed through get views of ``grad``."""
+    """Gradients of an unweighted gather that can be differentiated again."""
     grads: list[Tensor | None] = [None] * len(shapes)
     left = list(requests)
     if gate is None:
-        grads, left = passed(grad, shapes, spec, requests)
+        passed, left = passing(shapes, grad.shape[2:], spec, requests)
+        for one in passed:
+            grads[one.place] = one.converted(one.view(grad))
     if any(bits & _spec.REQUEST_WANTED for bits in left):
-        if twice():
-            found = SpreadFunction.apply(grad, gate, shapes, spec, left, scales, windows)
-        else:
-            found = raw_spread(grad, gate, None, (), shapes, spec, left, scales, windows)[0]
+        found = SpreadFunction.apply(grad, gate, shapes, spec, left, scales, windows)
         for i, value in enumerate(spaced(found, left)):
             if value is not None:
                 grads[i] = value
     return grads
 
 
-def _weighted_spread(
-    ctx: Any, grad: Tensor, gate: Tensor | None, weights: Tensor, values: Sequence[Tensor]
+def _higher_gradients(
+    plan: Plan,
+    needs: Sequence[bool],
+    grad: Tensor,
+    gate: Tensor | None,
+    weights: Tensor | None,
+    values: Sequence[Tensor],
 ) -> tuple[list[Tensor | None], Tensor | None]:
-    """Gradients of a weighted gather as a differentiable expression, for higher derivatives.
+    """Gradients of the maps and the weights as a differentiable expression.
 
     ``dx_i = w_i u_i`` and ``dw_i = <u_i, x_i>`` with ``u_i = R_i^T(gate * grad)``.
     """
-    requests = ctx.requests
+    requests = plan.requests(needs)
     if values:
         requests = [bits | _spec.REQUEST_WANTED for bits in requests]
-    unweighted = spread(grad, gate, ctx.shapes, ctx.spec, requests, ctx.scales, ctx.windows)
+    unweighted = spread(grad, gate, plan.shapes, plan.spec, requests, plan.scales, plan.windows)
+    if weights is None:
+        return unweighted, None
     grads: list[Tensor | None] = []
-    for i, (u, bits) in enumerate(zip(unweighted, ctx.requests, strict=True)):
-        wanted = bits & _spec.REQUEST_WANTED
+    for i, (u, wanted) in enumerate(zip(unweighted, needs, strict=True)):
         grads.append((u * weights[i]).to(u.dtype) if wanted and u is not None else None)
     if not values:
         return grads, None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,11 @@ _DEFAULTS = {"antialias": False, "eps": 1e-4, "out_scale": 1}
 class _Gather(nn.Module):
     """The options that sum and concatenation share."""
 
+    #: What a module's representation shows of its options.
+    _OPTIONS: ClassVar[tuple[str, ...]] = (
+        "mode", "align_corners", "antialias", "scale_factors", "activation", "dtype",
+    )  # fmt: skip
+
     def __init__(
         self,
         mode: ModeName | Sequence[ModeName],
@@ -67,22 +72,12 @@ class _Gather(nn.Module):
         self.activation = activation
         self.dtype = dtype
 
-    def _options(self) -> dict[str, Any]:
-        """The keyword arguments of the operator, but for the parameters."""
-        return {
-            "mode": self.mode,
-            "align_corners": self.align_corners,
-            "antialias": self.antialias,
-            "scale_factors": self.scale_factors,
-            "activation": self.activation,
-            "dtype": self.dtype,
-        }
-
     def extra_repr(self) -> str:
         """The mode, and every other option that was given."""
+        options = {name: getattr(self, name) for name in self._OPTIONS}
         return ", ".join(
             f"{name}={value!r}"
-            for name, value in self._options().items()
+            for name, value in options.items()
             if value is not None and value != _DEFAULTS.get(name)
         )
 
@@ -117,6 +112,8 @@ class ResampleSum(_Gather):
         >>> fuse([torch.rand(1, 8, 20, 30), torch.rand(1, 8, 10, 15)]).shape
         torch.Size([1, 8, 20, 30])
     """
+
+    _OPTIONS = (*_Gather._OPTIONS, "normalize", "eps", "out_scale")
 
     weight: nn.Parameter | None
     scale: nn.Parameter | None
@@ -180,15 +177,22 @@ class ResampleSum(_Gather):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def _options(self) -> dict[str, Any]:
-        own = {"normalize": self.normalize, "eps": self.eps, "out_scale": self.out_scale}
-        return {**super()._options(), **own}
-
     def forward(self, inputs: Sequence[Tensor], size: Size = None) -> Tensor:
         """Sums ``inputs`` at ``size``; None: as :func:`msr_cuda.resample_sum` has it."""
         return functional.resample_sum(
-            inputs, size, weights=self.weight, scale=self.scale, bias=self.bias, **self._options()
-        )
+            inputs, size, weights=self._factor("weight"), normalize=self.normalize, eps=self.eps,
+            scale=self._factor("scale"), bias=self._factor("bias"), out_scale=self.out_scale,
+            mode=self.mode, align_corners=self.align_corners, antialias=self.antialias,
+            scale_factors=self.scale_factors, activation=self.activation, dtype=self.dtype,
+        )  # fmt: skip
+
+    def _factor(self, name: str) -> Tensor | None:
+        """A parameter. ``getattr`` finds it too, but takes as long as half a small kernel."""
+        parameters = self._parameters
+        if name in parameters:
+            return parameters[name]
+        factor: Tensor | None = getattr(self, name)  # parametrized, or replaced by a tensor
+        return factor
 
     def extra_repr(self) -> str:
         """Which parameters there are, the mode, and every other option that was given."""
@@ -247,7 +251,11 @@ class ResampleCat(_Unweighted):
 
     def forward(self, inputs: Sequence[Tensor], size: Size = None) -> Tensor:
         """Concatenates ``inputs`` at ``size``; None: as :func:`msr_cuda.resample_cat` has it."""
-        return functional.resample_cat(inputs, size, **self._options())
+        return functional.resample_cat(
+            inputs, size, mode=self.mode, align_corners=self.align_corners,
+            antialias=self.antialias, scale_factors=self.scale_factors,
+            activation=self.activation, dtype=self.dtype,
+        )  # fmt: skip
 
 
 class ResampleMax(_Unweighted):
@@ -266,7 +274,11 @@ class ResampleMax(_Unweighted):
 
     def forward(self, inputs: Sequence[Tensor], size: Size = None) -> Tensor:
         """The maximum of ``inputs`` at ``size``; None: as :func:`msr_cuda.resample_max` has it."""
-        return functional.resample_max(inputs, size, **self._options())
+        return functional.resample_max(
+            inputs, size, mode=self.mode, align_corners=self.align_corners,
+            antialias=self.antialias, scale_factors=self.scale_factors,
+            activation=self.activation, dtype=self.dtype,
+        )  # fmt: skip
 
 
 class ResamplePyramid(nn.Module):

@@ -88,7 +88,8 @@ def normalized_weights(
 
     ``"fast"`` is the BiFPN's fast normalised fusion (Tan et al., EfficientDet, 2020, section 3.3).
     """
-    weights = weights.to(accumulate)
+    if weights.dtype != accumulate:
+        weights = weights.to(accumulate)
     axis = 0 if weights.dim() <= 2 else 1
     if normalize == "softmax":
         return weights.softmax(axis)
