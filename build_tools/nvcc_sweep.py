@@ -3,16 +3,17 @@
 
 Needs nvcc and neither a GPU nor torch: the kernels include no torch header. Prints registers, stack
 and shared memory, the worst of each file and architecture; with --verbose those of every kernel.
-For the newest architecture, prints the instructions per element of every fast kernel's loops,
-counted in its machine code (sass.py tells how); that takes nvdisasm, which comes with the CUDA
-toolkit or with ``pip install nvidia-cuda-nvdisasm``, and is left out where there is none.
+With --listings, keeps the machine code for the last architecture as text, which
+instruction_budget.py counts; that takes nvdisasm, which comes with the CUDA toolkit or with
+``pip install nvidia-cuda-nvdisasm``.
 
-    python3 build_tools/nvcc_sweep.py [--arch 75 80 90] [--verbose] [file.cu ...]
+    python3 build_tools/nvcc_sweep.py [--arch 75 80 90] [--verbose] [--listings DIR] [file.cu ...]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -21,13 +22,13 @@ import sys
 import sysconfig
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import sass
 import toolchain
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,11 +113,17 @@ def find_disassembler(nvcc: Path) -> str | None:
     return next((str(place) for place in places if os.access(place, os.X_OK)), None)
 
 
-def compile_one(nvcc: Path, source: Path, target: str, disassembler: str | None = None) -> Result:
+def compile_one(
+    nvcc: Path,
+    source: Path,
+    target: str,
+    disassembler: str | None = None,
+    options: Sequence[str] = (),
+) -> Result:
     """To machine code; with a disassembler, its text is part of the result."""
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        command = [nvcc, *FLAGS, "-Xptxas=-v", f"-arch={target}", "-cubin", source]
+        command = [nvcc, *FLAGS, *options, "-Xptxas=-v", f"-arch={target}", "-cubin", source]
         done = subprocess.run(
             [*map(str, command), "-o", f"{folder}/out"], capture_output=True, text=True, check=False
         )
@@ -134,57 +141,29 @@ def compile_one(nvcc: Path, source: Path, target: str, disassembler: str | None 
     return Result(source, target, time.monotonic() - begun, kernels, error, listing)
 
 
-_FAST_KERNEL = re.compile(r"(reduce|expand)_\w*kernel<(?:\w+::)*(\w+), \(?(?:int\)?)?(\d+)")
-_ELEMENT_BYTES = {"float": 4, "Half": 2, "BFloat16": 2}
-
-
-def count_instructions(name: str, lines: list[str]) -> str:
-    """The instructions per element of a fast kernel's main loop, in words; "" for other kernels.
-
-    Args:
-        name: demangled.
-        lines: of its machine code.
-    """
-    match = _FAST_KERNEL.search(name)
-    if match is None:
-        return ""
-    family, dtype, vector = match.group(1), match.group(2), int(match.group(3))
-    vector_bytes = vector * _ELEMENT_BYTES[dtype]
-    # REDUCE reads each element of the gradient in a vector, EXPAND writes each of the result.
-    operation = "LDG" if family == "reduce" else "STG"
-    parts = []
-    for additions in (1, 2) if family == "reduce" else (0, 2):
-        counts = sass.count_loops(
-            lines, operation, min(vector_bytes, 16), -(-vector_bytes // 16), additions * vector
-        )
-        if counts:
-            each = []
-            for count in counts:
-                elements = count.vectors * vector
-                ratio = count.instructions / elements
-                each.append(f"{ratio:.1f} ({count.instructions}/{elements})")
-            parts.append(f"{additions}+ additions: {' inside '.join(reversed(each))}")
-    return "; ".join(parts) or "no loop that moves vectors"
-
-
-def report_instructions(results: list[Result]) -> None:
-    """Prints registers and instructions per element of every fast kernel that was disassembled."""
-    print(
-        "instructions per element of the main loop and those around it, on the cheapest way once\n"
-        "around that takes so many float additions for each element (build_tools/sass.py):"
-    )
+def write_listings(folder: Path, results: Sequence[Result]) -> None:
+    """Keeps results that have listings, for :func:`read_listings`."""
+    folder.mkdir(parents=True, exist_ok=True)
     for result in results:
         if result.listing is None:
             continue
-        code = sass.functions(result.listing)
-        names = demangle([kernel.name for kernel in result.kernels])
-        for kernel in result.kernels:
-            name = names.get(kernel.name, kernel.name)
-            counts = count_instructions(name, code.get(kernel.name, []))
-            if counts:
-                plain = re.sub(r"\((?:int|bool)\)", "", name)
-                short = re.sub(r"^void |msr::|\(.*$", "", plain)
-                print(f"    {short}: {kernel.registers} registers; {counts}")
+        (folder / f"{result.source.stem}.sass").write_text(result.listing, encoding="utf-8")
+        kernels = [asdict(kernel) for kernel in result.kernels]
+        index = {"source": str(result.source), "target": result.target, "kernels": kernels}
+        (folder / f"{result.source.stem}.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def read_listings(folder: Path) -> list[Result]:
+    """What :func:`write_listings` kept. FileNotFoundError if that is nothing."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        index = json.loads(path.read_text(encoding="utf-8"))
+        kernels = [Kernel(**fields) for fields in index["kernels"]]
+        listing = path.with_suffix(".sass").read_text(encoding="utf-8")
+        found.append(Result(Path(index["source"]), index["target"], 0.0, kernels, None, listing))
+    if not found:
+        raise FileNotFoundError(f"no listings in {folder}")
+    return found
 
 
 def report(results: list[Result], verbose: bool) -> int:
@@ -223,6 +202,8 @@ def main() -> int:
     parser.add_argument("files", nargs="*", type=Path, help="default: csrc/kernels/*.cu")
     parser.add_argument("--arch", nargs="+", default=["75", "80", "90"], metavar="N")
     parser.add_argument("--verbose", action="store_true", help="list every kernel")
+    parser.add_argument("--listings", type=Path, metavar="DIR",
+                        help="keep the machine code for the last architecture there")  # fmt: skip
     arguments = parser.parse_args()
     files = arguments.files or sorted(ROOT.glob("csrc/kernels/*.cu"))
     if not files:
@@ -233,7 +214,9 @@ def main() -> int:
     # Each goes through PTX, that of the newest one too, which later GPUs compile for themselves.
     targets = [f"sm_{n}" for n in arguments.arch]
     print(f"nvcc_sweep: {found}")
-    disassembler = find_disassembler(toolkit.nvcc)
+    disassembler = find_disassembler(toolkit.nvcc) if arguments.listings else None
+    if arguments.listings and disassembler is None:
+        sys.exit("nvcc_sweep: --listings needs nvdisasm: pip install nvidia-cuda-nvdisasm")
     with ThreadPoolExecutor(toolchain.default_jobs()) as pool:
         newest = targets[-1]
         jobs = [
@@ -243,12 +226,8 @@ def main() -> int:
         ]
         results = list(pool.map(lambda job: compile_one(toolkit.nvcc, *job), jobs))
     bad = report(results, arguments.verbose)
-    if disassembler is None:
-        print(
-            "nvcc_sweep: no nvdisasm (pip install nvidia-cuda-nvdisasm): instructions not counted"
-        )
-    else:
-        report_instructions(results)
+    if arguments.listings:
+        write_listings(arguments.listings, results)
     total = sum(len(result.kernels) for result in results)
     print(f"nvcc_sweep: {len(results)} compilations, {total} kernels, {bad} with errors or spills")
     return 1 if bad else 0

@@ -316,6 +316,18 @@ class Truth:
             {"out": within(output, self.dtype)},
         )
 
+    def into_slice(self) -> cases_io.Case:
+        """Into channels of a wider map, whose other channels are left alone."""
+        call = self.gather()
+        batch, channels, *rest = self.shape
+        wider = (batch, 2 * channels, *rest)
+        strides = _spec.dense_strides(wider, self.channels_last)
+        out = torch.empty_strided(wider, strides, dtype=self.dtype).narrow(1, channels, channels)
+        return cases_io.Case(
+            f"into slice {call.name}", call.function,
+            {**call.arguments, "out": cases_io.from_torch(out)}, call.expected, call.kernels,
+        )  # fmt: skip
+
     def activation_gradient(self) -> cases_io.Case:
         """``grad * act'(z)``, computed again from the maps, in the accumulation type."""
         grad = torch.randn(self.shape).to(self.dtype)

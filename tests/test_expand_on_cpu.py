@@ -21,21 +21,27 @@ from harness.cases_io import Expected
 from kernel_truth import Truth
 from torch import Tensor
 
-PLANAR, CHANNELS_LAST = 1, 2
+from msr_cuda import Pool
+
+#: GatherKernel in csrc/kernels/launch.h; those of channels_last results are even.
+PLANAR, CHANNELS_LAST, EXTENDED, EXTENDED_LAST, WINDOWS, WINDOWS_LAST = range(1, 7)
 KERNEL_NAMES = {torch.float16: "msr::Half", torch.bfloat16: "msr::BFloat16", torch.float32: "float"}
-MAX_VARIANTS = 32
+MAX_VARIANTS = 64
 
 Variant = tuple[int, int, int]  # kernel, elements side by side, sources
 
 
 @dataclass(frozen=True)
 class ExpandCase(Case):
-    """A case whose maps may begin off every alignment, cut into strips and turns as told."""
+    """A case whose maps may begin off every alignment, cut into strips and turns as told.
+
+    ``what``: the method of :class:`kernel_truth.Truth` that makes the call.
+    """
 
     misaligned: bool = False
     steps: int = 0
     turns: int = 0
-    gated: bool = False
+    what: str = "gather"
 
     def maps(self, dtype: torch.dtype, device: str, *, requires_grad: bool = False) -> list[Tensor]:
         maps = super().maps(dtype, device)
@@ -62,7 +68,7 @@ def expand_cases() -> list[ExpandCase]:
             layouts = ("channels_last",) * len(shapes)
         cases.append(ExpandCase(name, operator, shapes, kwargs, weights, layouts,
                                 misaligned=misaligned, steps=steps, turns=turns,
-                                gated=gated))  # fmt: skip
+                                what="gated_gather" if gated else "gather"))  # fmt: skip
 
     corners = dict(mode="linear", align_corners=True)
     modes: list[dict[str, Any]] = [
@@ -149,12 +155,109 @@ def expand_cases() -> list[ExpandCase]:
     return cases
 
 
-CASES = expand_cases()
+def extended_cases() -> list[ExpandCase]:
+    """What the plain kernels do not know."""
+    cases: list[ExpandCase] = []
+
+    def add(name: str, operator: str, *shapes: Shape, last: bool = False, what: str = "gather",
+            steps: int = 0, turns: int = 0, misaligned: bool = False,
+            **kwargs: Any) -> None:  # fmt: skip
+        parameters = {k: kwargs.pop(k) for k in ("weights", "scale", "bias") if k in kwargs}
+        layouts = ("channels_last",) * len(shapes) if last else ()
+        cases.append(ExpandCase(name, operator, shapes, kwargs, False, layouts, parameters,
+                                misaligned, steps, turns, what))  # fmt: skip
+
+    pair = ((2, 8, 6, 8), (2, 8, 3, 4))
+    linear, corners = dict(mode="linear"), dict(mode="linear", align_corners=True)
+    for last in (False, True):
+        end = "-last" * last
+        add(f"weights-sc{end}", "resample_sum", *pair, last=last, weights=(2, 8), steps=4,
+            activation="relu6", out_scale=4.0, **linear)  # fmt: skip
+        add(f"weights-nsc-bias{end}", "resample_sum", *pair, last=last, weights=(2, 2, 8),
+            bias=(8,), turns=2, activation="leaky_relu", **corners)  # fmt: skip
+        add(f"affine{end}", "resample_sum", *pair, last=last, scale=(8,), bias=(8,),
+            activation="hardswish", out_scale=3.0)  # fmt: skip
+        add(f"weights-bias{end}", "resample_sum", *pair, (2, 8, 2, 2), last=last, weights=(3,),
+            bias=(8,), activation="gelu", **linear)  # fmt: skip
+        add(f"pixels{end}", "resample_sum", *pair, last=last, weights=(2, 2, 1, 6, 8), steps=4,
+            scale=(8,), bias=(8,), activation="sigmoid", **linear)  # fmt: skip
+        add(f"pixels-broadcast{end}", "resample_sum", *pair, (1, 8, 1, 1), last=last,
+            weights=(1, 3, 1, 6, 8), normalize="softmax", **linear)  # fmt: skip
+        add(f"pixels-nearest{end}", "resample_sum", *pair, (2, 8, 6, 8), last=last,
+            weights=(2, 3, 1, 6, 8), activation="relu")  # fmt: skip
+        add(f"pooled{end}", "resample_cat", *pair, (2, 16, 1, 1), last=last, size=(6, 8),
+            activation="silu", **linear)  # fmt: skip
+        add(f"constants{end}", "resample_sum", *pair, (2, 8, 1, 1), (1, 8, 1, 1), last=last,
+            weights=(2, 4, 8), bias=(8,), **linear)  # fmt: skip
+        add(f"constant{end}", "resample", (2, 8, 1, 1), last=last, size=(6, 8), **linear)
+        add(f"six{end}", "resample_sum", *pair, *[pair[1]] * 4, (2, 8, 6, 8), last=last, bias=(8,),
+            activation="silu", **linear)  # fmt: skip
+        add(f"onto{end}", "resample_sum", *pair, last=last, what="gather_onto", activation="silu",
+            **linear)  # fmt: skip
+        add(f"into-slice{end}", "resample_sum", *pair, last=last, what="into_slice",
+            activation="relu", **linear)  # fmt: skip
+        add(f"gated-leaky{end}", "resample_sum", *pair, last=last, what="gated_gather",
+            activation="leaky_relu", **linear)  # fmt: skip
+        for activation in ("relu", "relu6", "leaky_relu", "silu", "gelu", "hardswish", "sigmoid"):
+            add(f"slope-{activation}{end}", "resample_sum", *pair, last=last, steps=4,
+                what="activation_gradient", activation=activation, out_scale=3.0,
+                **linear)  # fmt: skip
+        add(f"slope-bias{end}", "resample_sum", *pair, pair[1], last=last, bias=(8,),
+            what="activation_gradient", activation="silu", mode="nearest")  # fmt: skip
+        add(f"misaligned-silu{end}", "resample_sum", *pair, last=last, misaligned=True, bias=(8,),
+            activation="silu", **linear)  # fmt: skip
+        add(f"silu-3d{end}", "resample_sum", (2, 8, 3, 4, 8), (1, 8, 2, 2, 4), last=last, bias=(8,),
+            activation="silu", steps=2, **linear)  # fmt: skip
+        add(f"silu-1d{end}", "resample_sum", (2, 8, 16), (2, 8, 5), (2, 8, 1), activation="silu",
+            weights=(2, 3, 8), **linear)  # fmt: skip
+        # Windows.
+        cubic = dict(mode="cubic")
+        add(f"cubic{end}", "resample_sum", (2, 8, 10, 16), (2, 8, 5, 8), last=last, steps=4,
+            activation="relu", **cubic)  # fmt: skip
+        add(f"cubic-corners{end}", "resample", (2, 8, 5, 6), last=last, size=(11, 16), turns=2,
+            align_corners=True, **cubic)  # fmt: skip
+        add(f"cubic-down{end}", "resample", (1, 8, 40, 37), last=last, size=(9, 8), **cubic)
+        add(f"cubic-factor{end}", "resample", (2, 3, 7, 5), last=last, scale_factor=1.5, **cubic)
+        add(f"cubic-small{end}", "resample_sum", (2, 8, 6, 8), (1, 8, 2, 3), last=last, bias=(8,),
+            weights=(2, 2, 8), activation="gelu", **cubic)  # fmt: skip
+        add(f"cubic-pixels{end}", "resample_sum", *pair, last=last, weights=(2, 2, 1, 6, 8),
+            **cubic)  # fmt: skip
+        add(f"cubic-one-axis{end}", "resample", (2, 8, 4, 8), last=last, size=(9, 8), **cubic)
+        add(f"cubic-other-axis{end}", "resample", (2, 8, 4, 8), last=last, size=(4, 24), **cubic)
+        add(f"cubic-slope{end}", "resample_sum", *pair, last=last, activation="silu",
+            what="activation_gradient", **cubic)  # fmt: skip
+        add(f"area{end}", "resample", (2, 8, 5, 7), last=last, size=(9, 16), mode="area")
+        add(f"area-half{end}", "resample_sum", (2, 8, 3, 8), (2, 8, 6, 16), last=last, mode="area")
+        add(f"antialias{end}", "resample", (2, 8, 5, 7), last=last, size=(9, 16), antialias=True,
+            **linear)  # fmt: skip
+        add(f"pool{end}", "resample_sum", (2, 8, 4, 8), (2, 8, 7, 15), last=last,
+            mode=["nearest", Pool("avg", 3, 2, 1)])  # fmt: skip
+        add(f"cat-windows{end}", "resample_cat", (2, 8, 6, 8), (2, 8, 3, 4), (2, 8, 2, 3),
+            (2, 8, 1, 1), last=last, mode=["nearest", "cubic", "linear", "area"],
+            activation="relu")  # fmt: skip
+    add("cubic-1d", "resample", (2, 5, 7), size=16, mode="cubic")
+
+    # Masks of rows that are no whole bytes.
+    for height, width in ((6, 12), (4, 42), (7, 7), (14, 14), (25, 42), (3, 6), (2, 4)):
+        for number, (mode, activation) in enumerate((("nearest", "relu"), ("linear", "relu6"))):
+            add(f"mask-{height}x{width}-{mode}", "resample_sum", (2, 5, height, width),
+                (2, 5, 3, 4), mode=mode, activation=activation, steps=4 * number, turns=1 + number,
+                out_scale=3.0)  # fmt: skip
+    add("mask-cubic", "resample", (3, 3, 4, 5), size=(9, 10), mode="cubic", what="gather")
+    add("mask-cubic-relu", "resample_sum", (3, 3, 9, 10), (3, 3, 4, 5), mode="cubic",
+        activation="relu")  # fmt: skip
+    add("mask-1d", "resample_sum", (3, 5, 12), (3, 5, 5), activation="relu", **linear)
+    add("mask-3d", "resample_sum", (1, 3, 3, 5, 6), (1, 3, 2, 2, 3), activation="relu", **linear)
+    add("mask-cat", "resample_cat", (2, 3, 4, 6), (2, 5, 2, 3), activation="relu", **linear)
+    return cases
+
+
+CASES = [*expand_cases(), *extended_cases()]
 
 
 def general_case(case: ExpandCase, dtype: torch.dtype) -> cases_io.Case:
-    truth = Truth(case, dtype)
-    return truth.gated_gather() if case.gated else truth.gather()
+    call: cases_io.Case = getattr(Truth(case, dtype), case.what)()
+    return call
 
 
 def fitting(module: ModuleType, call: cases_io.Case) -> list[Variant]:
@@ -166,8 +269,11 @@ def fitting(module: ModuleType, call: cases_io.Case) -> list[Variant]:
 
 def kernel_name(dtype: torch.dtype, variant: Variant) -> str:
     kernel, vector, sources = variant
-    last = "true" if kernel == CHANNELS_LAST else "false"
-    return f"msr::expand_kernel<{KERNEL_NAMES[dtype]}, {vector}, {sources}, {last}>"
+    arguments = f"{KERNEL_NAMES[dtype]}, {vector}, {sources}, {str(kernel % 2 == 0).lower()}"
+    if kernel in (PLANAR, CHANNELS_LAST):
+        return f"msr::expand_kernel<{arguments}>"
+    has_windows = str(kernel in (WINDOWS, WINDOWS_LAST)).lower()
+    return f"msr::expand_extended_kernel<{arguments}, {has_windows}>"
 
 
 def exactly(outputs: dict[str, cases_io.Argument]) -> dict[str, Expected]:
@@ -233,7 +339,7 @@ def test_every_instance_is_clean_under_sanitizers(
 
 
 @pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize("mode", ["nearest", "linear"])
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
 def test_infinities_and_nans_reach_what_reads_them(
     module: ModuleType, mode: str, last: bool
 ) -> None:
@@ -252,13 +358,33 @@ def test_infinities_and_nans_reach_what_reads_them(
         out = np.zeros_like(call.arguments["out"])
         module.gather(**{**call.arguments, "out": out, "choice": choice})
         results[variant] = out
-    assert len(results) > 2
+    assert len(results) > 1 + 2 * (mode != "cubic")
     general = results[None]
     assert np.isinf(general).any()
     assert np.isnan(general).any()
     assert np.isfinite(general).mean() > 0.5
     for variant, result in results.items():
         np.testing.assert_array_equal(result, general, err_msg=str(variant))
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("mode", ["linear", "cubic"])
+def test_infinite_factors_make_no_taps(module: ModuleType, mode: str, last: bool) -> None:
+    """A tap that is not there is not multiplied with: zero times infinity is NaN."""
+    case = simple((1, 8, 9, 16), (1, 8, 5, 8), mode=mode, last=last, weights=(2, 8))
+    call = general_case(case, torch.float32)
+    weights = call.arguments["weights"]
+    assert isinstance(weights, np.ndarray)
+    weights[0, 1] = np.inf
+    outs = {}
+    for variant in [None, *fitting(module, call)]:
+        choice = None if variant is None else np.array([*variant, 0, 0])
+        outs[variant] = np.zeros_like(call.arguments["out"])
+        module.gather(**{**call.arguments, "out": outs[variant], "choice": choice})
+    assert len(outs) > 2
+    assert np.isinf(outs[None]).any()
+    for variant, out in outs.items():
+        np.testing.assert_array_equal(out, outs[None], err_msg=str(variant))
 
 
 # ---- what is selected ----------------------------------------------------------------------------
@@ -271,9 +397,12 @@ def selected(module: ModuleType, case: ExpandCase, dtype: torch.dtype) -> Varian
 
 
 def simple(*shapes: Shape, operator: str = "resample_sum", last: bool = False,
-           misaligned: bool = False, **kwargs: Any) -> ExpandCase:  # fmt: skip
+           misaligned: bool = False, what: str = "gather",
+           **kwargs: Any) -> ExpandCase:  # fmt: skip
+    parameters = {k: kwargs.pop(k) for k in ("weights", "bias") if k in kwargs}
     layouts = ("channels_last",) * len(shapes) if last else ()
-    return ExpandCase("", operator, shapes, kwargs, False, layouts, misaligned=misaligned)
+    return ExpandCase("", operator, shapes, kwargs, False, layouts, parameters, misaligned,
+                      what=what)  # fmt: skip
 
 
 LINEAR = {"mode": "linear"}
@@ -307,10 +436,50 @@ UP = ((2, 8, 6, 16), (2, 8, 3, 8))
         # A base that begins between vectors; sources may begin anywhere.
         (simple(*UP, **LINEAR, misaligned=True), torch.float16, (PLANAR, 1, 1)),
         (simple(UP[1], size=(6, 16), **LINEAR, misaligned=True), torch.float16, (PLANAR, 8, 1)),
-        # A mask has no bytes that two rows share.
+        # Bytes of a mask that two rows share need the extended kernels; those that two pixels
+        # share, and those of planes that end within a block's share, the general one.
         (simple(*UP, **LINEAR, activation="relu"), torch.float16, (PLANAR, 8, 1)),
-        (simple((2, 8, 6, 12), UP[1], **LINEAR, activation="relu"), torch.float16, None),
+        (simple((2, 8, 6, 12), UP[1], **LINEAR, activation="relu"), torch.float16,
+         (EXTENDED, 4, 1)),
+        (simple((2, 8, 25, 42), (2, 8, 13, 21), activation="relu"), torch.bfloat16,
+         (EXTENDED, 2, 0)),
         (simple((2, 12, 6, 4), (2, 12, 3, 3), last=True, activation="relu"), torch.float16, None),
+        (simple((2, 8, 75, 127), UP[1], **LINEAR, activation="relu"), torch.float16, None),
+        # One row, one pixel, one image: sources like any other.
+        (simple((2, 8, 6, 16), (2, 8, 1, 8), **LINEAR), torch.float16, (PLANAR, 8, 1)),
+        (simple((2, 8, 6, 16), (1, 8, 3, 8), **LINEAR), torch.float16, (PLANAR, 8, 1)),
+        (simple((2, 8, 6, 16), (1, 8, 3, 8), **LINEAR, last=True), torch.float16,
+         (CHANNELS_LAST, 8, 1)),
+        (simple((2, 8, 6, 16), (2, 8, 1, 1), **LINEAR), torch.float16, (EXTENDED, 8, 0)),
+        (simple(*UP, (2, 8, 1, 1), **LINEAR, last=True), torch.float16, (EXTENDED_LAST, 8, 1)),
+        (simple((2, 8, 16), (2, 8, 8), **LINEAR), torch.float16, (PLANAR, 8, 1)),
+        (simple((2, 8, 4, 6, 8), (2, 8, 2, 3, 4), **LINEAR), torch.float16, (PLANAR, 8, 1)),
+        (simple((2, 8, 4, 6, 8), (2, 8, 2, 3, 4), **LINEAR, last=True), torch.float16,
+         (CHANNELS_LAST, 8, 1)),
+        # Whatever else a sum may have, but the maximum.
+        (simple(*UP, **LINEAR, activation="silu"), torch.float16, (EXTENDED, 8, 1)),
+        (simple(*UP, **LINEAR, bias=(8,), last=True), torch.float16, (EXTENDED_LAST, 8, 1)),
+        (simple(*UP, **LINEAR, bias=(8,)), torch.float32, (EXTENDED, 4, 1)),
+        (simple(*UP, UP[1], **LINEAR, weights=(3, 8)), torch.float16, (EXTENDED, 4, 4)),
+        (simple(*UP, *[UP[1]] * 4, **LINEAR, bias=(8,)), torch.float16, (EXTENDED, 1, 8)),
+        (simple(*UP, **LINEAR, weights=(2, 2, 1, 6, 16)), torch.float16, (EXTENDED, 8, 1)),
+        (simple(*UP, activation="silu", what="activation_gradient"), torch.float16,
+         (EXTENDED, 4, 0)),
+        (simple(*UP, **LINEAR, activation="silu"), torch.float64, None),
+        (simple(*UP, **LINEAR, operator="resample_max"), torch.float16, None),
+        # Windows of four taps at most, of one branch.
+        (simple(*UP, mode="cubic"), torch.bfloat16, (WINDOWS, 4, 1)),
+        (simple(*UP, mode="cubic", last=True), torch.bfloat16, (WINDOWS_LAST, 8, 1)),
+        (simple(*UP, mode="linear", antialias=True), torch.float32, (WINDOWS, 4, 1)),
+        (simple(*UP, mode="cubic", antialias=True), torch.float32, None),
+        (simple((2, 8, 4, 8), (2, 8, 7, 15), mode=["nearest", Pool("avg", 3, 2, 1)]),
+         torch.float16, (WINDOWS, 4, 1)),
+        (simple((2, 8, 4, 8), (2, 8, 7, 15), mode=["nearest", Pool("max", 3, 2, 1)]),
+         torch.float16, None),
+        (simple(*UP, UP[1], mode="cubic"), torch.float16, None),
+        (simple((2, 8, 4, 6, 8), (2, 8, 2, 3, 4), mode="area"), torch.float16, None),
+        (simple(*UP, UP[1], operator="resample_cat", mode="cubic"), torch.float16,
+         (WINDOWS, 4, 1)),
     ],
 )  # fmt: skip
 def test_selection(
@@ -359,9 +528,9 @@ def test_an_empty_result_launches_nothing(module: ModuleType) -> None:
 
 
 def plan(module: ModuleType, size: Shape, last: bool = False, dtype: int = 1) -> dict[str, int]:
-    found = np.empty(6, np.int64)
+    found = np.empty(7, np.int64)
     module.plan_of_expand(size=np.array(size), channels_last=last, dtype=dtype, found=found)
-    names = ("fits", "blocks", "threads", "shared_bytes", "steps", "turns")
+    names = ("fits", "blocks", "threads", "shared_bytes", "steps", "turns", "vector")
     return dict(zip(names, found.tolist(), strict=True))
 
 
@@ -379,6 +548,19 @@ def test_plans_of_real_sizes(module: ModuleType, last: bool) -> None:
         assert found["threads"] % 32 == 0
         assert found["shared_bytes"] <= 40 << 10
     assert plan(module, (64, 256, 1, 512, 512), last)["turns"] == 8  # tables made once for many
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_plans_of_small_maps(module: ModuleType, last: bool) -> None:
+    """Blocks of two warps at most, so many that every multiprocessor gets some, where they can."""
+    for size, blocks in (
+        ((1, 64, 1, 64, 64), 256), ((1, 256, 1, 25, 42), 256), ((1, 512, 1, 13, 21), 256),
+        ((1, 256, 1, 28, 28), 256), ((1, 16, 1, 16, 16), 16), ((1, 16, 1, 4, 4), 4),
+    ):  # fmt: skip
+        found = plan(module, size, last)
+        assert found["blocks"] >= blocks, (size, found)
+        assert found["threads"] <= 96, (size, found)
+    assert plan(module, (1, 256, 1, 25, 42))["vector"] == 2
 
 
 @pytest.mark.parametrize(

@@ -327,6 +327,15 @@ def channels_last_cases() -> list[cases_io.Case]:
     shifted = Spread((2, 16, 4, 6), ((2, 3, 2, 3), (2, 13, 4, 6)), cat=True, gate=True)
     found.append(kernel_case("last slices off vectors", shifted, CHANNELS_LAST, half,
                              [last_name(half, 1)]))  # fmt: skip
+    # Pixels begin at multiples of 8 elements, but not of 8 bits of the gate.
+    slices = Spread((2, 11, 4, 6), ((2, 8, 2, 3), (2, 3, 4, 6)), cat=True, gate=True)
+    case = kernel_case("last padded pixels", slices, CHANNELS_LAST, half, [last_name(half, 8)])
+    grad = case.arguments["grad"]
+    assert isinstance(grad, cases_io.Carried)
+    room = np.zeros((2, 4, 6, 16), np.uint16)
+    room[..., :11] = np.moveaxis(grad.bits, 1, -1)
+    padded = cases_io.Carried(np.moveaxis(room, -1, 1)[:, :11], grad.dtype)
+    found.append(replace(case, arguments={**case.arguments, "grad": padded}))
     return found
 
 
@@ -406,6 +415,19 @@ def test_calls_choose_their_kernel(module: ModuleType) -> None:
         mixed = {**plain, name: value, "grads_channels_last": int(name == "grads")}
         case = cases_io.Case(f"mixed {name}", "spread", mixed, {"grads": [None]}, [general])
         chosen.append(with_choice(case, [], general))
+    # Forward values that do not lie as their gradient does, where that is the gradient itself.
+    weighted = Spread((2, 8, 8, 16), ((2, 8, 8, 16), (2, 8, 4, 8)), weights=True)
+    apart = kernel_case("apart", weighted, PLANAR, half, [])
+    values = list(apart.arguments["values"])  # type: ignore[arg-type]
+    room = np.zeros((2, 8, 8, 17), np.uint16)
+    room[..., :16] = values[0].bits
+    values[0] = cases_io.Carried(room[..., :16], values[0].dtype)
+    strided = cases_io.Case("apart", "spread", {**apart.arguments, "values": values},
+                            apart.expected)  # fmt: skip
+    chosen += [
+        with_choice(apart, [], aligned_name(half, 8, 1)),
+        with_choice(strided, [], general),
+    ]
     # Sums in float64, as where another input of the forward call was.
     double = {**plain, "acc_is_double": 1}
     case = cases_io.Case("double", "spread", double, {"grads": [None]}, [])

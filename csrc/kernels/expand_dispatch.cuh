@@ -1,45 +1,44 @@
-// From a choice to the instance of expand_kernel that it names.
+// From a choice to the instance of a kernel that it names.
 #pragma once
 
+#include <type_traits>
 #include <utility>
 
-#include "expand_kernel.cuh"
-#include "expand_launch.h"
+#include "cuda_compat.h"
+#include "expand_plan.h"
 
 namespace msr {
 
-template <typename T, int kVariant>
-void launch_expand_variant(const ExpandParams& params, cudaStream_t stream) {
-  constexpr GatherChoice kChoice = kExpandVariants[kVariant];
-  if constexpr (kChoice.vector * sizeof(T) <= 16) {
-    constexpr bool kChannelsLast = kChoice.kernel == GatherKernel::kExpandChannelsLast;
-    MSR_LAUNCH((expand_kernel<T, kChoice.vector, kChoice.sources, kChannelsLast>),
-               dim3(params.num_blocks), dim3(params.threads), params.shared_bytes, stream, params);
-  }
+template <int kVariant>
+using VariantNumber = std::integral_constant<int, kVariant>;
+
+template <typename Launch, int... kVariants>
+bool launch_variant(const GatherChoice& choice, const Launch& launch,
+                    std::integer_sequence<int, kVariants...>) {
+  const auto launch_if = [&](auto number) {
+    constexpr GatherChoice kVariant = kExpandVariants[number()];
+    if constexpr (Launch::has(kVariant)) {
+      if (kVariant.kernel == choice.kernel && kVariant.vector == choice.vector &&
+          kVariant.sources == choice.sources) {
+        launch(number);
+        return true;
+      }
+    }
+    return false;
+  };
+  return (launch_if(VariantNumber<kVariants>()) || ...);
 }
 
-template <typename T, int... kVariants>
-const char* launch_expand(const GatherParams& params, const GatherChoice& choice, void* stream,
-                          std::integer_sequence<int, kVariants...>) {
-  ExpandParams plan;
-  if (!plan_expand(params, choice, plan)) return "launch_expand: the grid would be too large";
-  const auto launch_if = [&](const GatherChoice& variant, auto launch) {
-    const bool is_it = variant.kernel == choice.kernel && variant.vector == choice.vector &&
-                       variant.sources == choice.sources;
-    if (is_it) launch(plan, static_cast<cudaStream_t>(stream));
-    return is_it;
-  };
-  const bool found =
-      (launch_if(kExpandVariants[kVariants], launch_expand_variant<T, kVariants>) || ...);
-  if (!found) return "launch_expand: there is no such variant";
+// Plans a call, and calls launch(the number of the choice in kExpandVariants). Launch::has tells
+// which of the variants there are.
+template <typename Launch>
+const char* launch_planned(const GatherParams& params, const GatherChoice& choice, Launch launch) {
+  if (!plan_expand(params, choice, launch.plan))
+    return "launch_expand: the grid would be too large";
+  if (!launch_variant(choice, launch, std::make_integer_sequence<int, kNumExpandVariants>()))
+    return "launch_expand: there is no such variant";
   const cudaError_t error = cudaGetLastError();
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
-}
-
-template <typename T>
-const char* launch_expand(const GatherParams& params, const GatherChoice& choice, void* stream) {
-  return launch_expand<T>(params, choice, stream,
-                          std::make_integer_sequence<int, kNumExpandVariants>());
 }
 
 }  // namespace msr

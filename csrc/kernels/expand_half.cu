@@ -1,4 +1,5 @@
-#include "expand_dispatch.cuh"
+#include "expand_kernel.cuh"
+#include "expand_launch.h"
 
 namespace msr {
 

@@ -10,236 +10,12 @@
 // two agree bit for bit.
 #pragma once
 
-#include <cstring>
 #include <type_traits>
 
-#include "cuda_compat.h"
-#include "expand_plan.h"
-#include "planted_faults.h"
-#include "vector_io.cuh"
+#include "expand_device.cuh"
+#include "expand_dispatch.cuh"
 
 namespace msr {
-
-// The taps of one position on an axis that is not walked. `fraction`: as in ColumnTap.
-struct LineTaps {
-  int32_t first;
-  bool two;
-  float fraction;
-};
-
-__device__ __forceinline__ LineTaps line_taps(const Axis& axis, int32_t position) {
-  const Range range = support(axis, position);
-  const bool two = range.end - range.begin == 2;
-  return {range.begin, two, two ? weight<float>(axis, position, range.begin + 1) : 0.5f};
-}
-
-template <int V>
-__device__ __forceinline__ void accumulate(float (&sum)[V], float coefficient,
-                                           const float (&values)[V]) {
-#pragma unroll
-  for (int v = 0; v < V; ++v) sum[v] = fmaf(coefficient, values[v], sum[v]);
-}
-
-// ---- tables -------------------------------------------------------------------------------------
-
-// Step `step` of a strip that begins at position `begin`.
-__device__ __forceinline__ WalkTap make_walk_tap(const Axis& axis, int32_t begin, int32_t step,
-                                                 float branch_weight) {
-  const int32_t position = begin + step;
-  const Range range = support(axis, position);
-  const bool two = range.end - range.begin == 2;
-  WalkTap tap;
-  tap.first = branch_weight * weight<float>(axis, position, range.begin);
-  tap.second = two ? branch_weight * weight<float>(axis, position, range.begin + 1) : 0.0f;
-  tap.load = range.begin;
-  tap.pushes = two ? 2 : -2;
-  if (step == 0) return tap;
-  const Range before = support(axis, position - 1);
-  const bool had_two = before.end - before.begin == 2;
-  if (range.begin == before.begin && two == had_two) {
-    tap.pushes = 0;
-  } else if (had_two && range.begin == before.begin + 1) {
-    tap.load = range.begin + 1;
-    tap.pushes = two ? 1 : -1;
-  }
-  return tap;
-}
-
-// Where the table of a block's columns keeps column `column` of its tile: the entries of one thread
-// that one 16-byte access reads lie together, and the same ones of its neighbour right behind.
-template <typename Entry, int V>
-struct ColumnTable {
-  static constexpr int kGroup = V * sizeof(Entry) < 16 ? V : 16 / sizeof(Entry);
-
-  __device__ static uint32_t slot(uint32_t column, uint32_t tile) {
-    const uint32_t lane = column / V, v = column % V;
-    return (v / kGroup * tile + lane) * kGroup + v % kGroup;
-  }
-
-  __device__ static void read(const Entry* table, uint32_t lane, uint32_t tile,
-                              Entry (&entries)[V]) {
-#pragma unroll
-    for (int v = 0; v < V; v += kGroup) {
-      const auto group = load_vector<Entry, kGroup>(table + (v / kGroup * tile + lane) * kGroup);
-#pragma unroll
-      for (int k = 0; k < kGroup; ++k) entries[v + k] = group.at[k];
-    }
-  }
-};
-
-__device__ __forceinline__ void set_column_tap(ColumnTap& entry, const Axis& axis, int32_t column,
-                                               uint32_t step_bytes) {
-  const LineTaps taps = line_taps(axis, column);
-  entry = {static_cast<uint32_t>(taps.first) * step_bytes, taps.fraction};
-}
-
-__device__ __forceinline__ void set_column_tap(uint32_t& entry, const Axis& axis, int32_t column,
-                                               uint32_t step_bytes) {
-  const int32_t past_end = kFaultOutOfBoundsRead ? 1 : 0;
-  entry = static_cast<uint32_t>(support(axis, column).begin + past_end) * step_bytes;
-}
-
-// ---- one branch, on one line --------------------------------------------------------------------
-
-// Where row or pixel `index` begins, behind the first: one wide multiplication.
-__device__ __forceinline__ uint64_t scaled(int32_t index, uint32_t pitch) {
-  return static_cast<uint64_t>(static_cast<uint32_t>(index)) * pitch;
-}
-
-// The line that a thread walks.
-struct Line {
-  int32_t n, d;
-  int32_t c;   // in the slice of the branch: the plane's, or the first of the thread's vector
-  int32_t at;  // planar: the first column of the thread's vector; channels_last: the row
-};
-
-// The element of a branch of the result's size from which a thread's walk of a line begins.
-template <typename T, bool kChannelsLast>
-__device__ __forceinline__ const T* base_address(const Map& map, const Line& line, int32_t begin) {
-  const int32_t h = kChannelsLast ? line.at : begin, w = kChannelsLast ? begin : line.at;
-  const int64_t offset = line.n * map.stride[0] + line.c * map.stride[1] + line.d * map.stride[2] +
-                         h * map.stride[3] + w * map.stride[4];
-  return static_cast<const T*>(map.data) + offset;
-}
-
-// A linear branch, with what a thread keeps of it.
-template <typename T, int V, bool kChannelsLast>
-struct RollingSource {
-  const char* line;     // row or pixel 0 at the first taps of the other axes
-  uint32_t depth_step;  // bytes from the first depth tap to the second
-  float depth_fraction;
-  uint32_t row_step;  // channels_last: the same of the row taps
-  float row_fraction;
-  float first[V], second[V];
-
-  __device__ __forceinline__ void start(const Branch& branch, const Line& at) {
-    const Map& map = branch.map;
-    const LineTaps depth = line_taps(branch.axis[0], at.d);
-    int64_t offset = at.n * map.stride[0] + at.c * map.stride[1] + depth.first * map.stride[2];
-    depth_step = depth.two ? static_cast<uint32_t>(map.stride[2]) * sizeof(T) : 0;
-    depth_fraction = depth.fraction;
-    if (kChannelsLast) {
-      const LineTaps row = line_taps(branch.axis[1], at.at);
-      offset += row.first * map.stride[3];
-      const bool next = row.two || (kFaultOutOfBoundsRead && is_linear(branch.axis[1].rule));
-      row_step = next ? static_cast<uint32_t>(map.stride[3]) * sizeof(T) : 0;
-      row_fraction = row.fraction;
-    }
-    line = static_cast<const char*>(map.data) + offset * static_cast<int64_t>(sizeof(T));
-#pragma unroll
-    for (int v = 0; v < V; ++v) first[v] = second[v] = 0.0f;
-  }
-
-  // Columns of a row, or channels of a pixel.
-  __device__ __forceinline__ void load(const char* position, const Branch& branch,
-                                       const ColumnTap* table, uint32_t lane, uint32_t tile,
-                                       float (&values)[V]) const {
-    if constexpr (kChannelsLast) {
-      widen_vector(load_vector<T, V>(reinterpret_cast<const T*>(position)), values);
-      if (!is_linear(branch.axis[1].rule)) return;
-      float below[V];
-      widen_vector(load_vector<T, V>(reinterpret_cast<const T*>(position + row_step)), below);
-#pragma unroll
-      for (int v = 0; v < V; ++v) {
-        values[v] = fmaf(row_fraction, below[v], (1.0f - row_fraction) * values[v]);
-      }
-    } else {
-      ColumnTap columns[V];
-      ColumnTable<ColumnTap, V>::read(table, lane, tile, columns);
-      // A second tap, where there is one, is the next column; single taps are read twice.
-      const auto pitch = static_cast<uint32_t>(branch.map.stride[4] * sizeof(T));
-      const uint32_t step = is_linear(branch.axis[2].rule) ? pitch : 0;
-      const uint32_t last = static_cast<uint32_t>(branch.map.size[4] - 1) * pitch;
-#pragma unroll
-      for (int v = 0; v < V; ++v) {
-        const uint32_t next = columns[v].offset + step;
-        const uint32_t second_offset = next < last || kFaultOutOfBoundsRead ? next : last;
-        const float a = widen<float>(*reinterpret_cast<const T*>(position + columns[v].offset));
-        const float b = widen<float>(*reinterpret_cast<const T*>(position + second_offset));
-        values[v] = fmaf(columns[v].fraction, b, (1.0f - columns[v].fraction) * a);
-      }
-    }
-  }
-
-  // The rows (or pixels) that a step asks for, one after the other: a loop, so that the loads of a
-  // row are in the program once.
-  __device__ __forceinline__ void push(const WalkTap& tap, const Branch& branch,
-                                       const ColumnTap* table, uint32_t lane, uint32_t tile) {
-    const int32_t pushes = tap.pushes < 0 ? -tap.pushes : tap.pushes;
-    const bool two_depths = is_linear(branch.axis[0].rule);
-    const auto pitch = static_cast<uint32_t>(branch.map.stride[kChannelsLast ? 4 : 3] * sizeof(T));
-#pragma unroll 1
-    for (int32_t k = 0; k < pushes; ++k) {
-#pragma unroll
-      for (int v = 0; v < V; ++v) first[v] = second[v];
-      if (tap.pushes < 0 && k + 1 == pushes) {
-#pragma unroll
-        for (int v = 0; v < V; ++v) second[v] = 0.0f;
-        return;
-      }
-      const char* position = line + scaled(tap.load + k, pitch);
-      load(position, branch, table, lane, tile, second);
-      if (!two_depths) continue;
-      float behind[V];
-      load(position + depth_step, branch, table, lane, tile, behind);
-#pragma unroll
-      for (int v = 0; v < V; ++v) {
-        second[v] = fmaf(depth_fraction, behind[v], (1.0f - depth_fraction) * second[v]);
-      }
-    }
-  }
-};
-
-// A branch of single taps: where row or pixel 0 of the line lies.
-template <typename T, bool kChannelsLast>
-__device__ __forceinline__ const char* nearest_line(const Branch& branch, const Line& at) {
-  const Map& map = branch.map;
-  int64_t offset = at.n * map.stride[0] + at.c * map.stride[1] +
-                   support(branch.axis[0], at.d).begin * map.stride[2];
-  if (kChannelsLast) offset += support(branch.axis[1], at.at).begin * map.stride[3];
-  return static_cast<const char*>(map.data) + offset * static_cast<int64_t>(sizeof(T));
-}
-
-// The raw bytes of a vector that is loaded a step ahead: whole registers, where a struct of 2-byte
-// elements would be taken apart.
-template <typename T, int V>
-struct Ahead {
-  using Word = std::conditional_t<V * sizeof(T) % 4 == 0, uint32_t, uint16_t>;
-  static constexpr int kWords = V * sizeof(T) / sizeof(Word);
-  Vector<Word, kWords> words;
-
-  __device__ __forceinline__ void load(const T* address) {
-    words = load_vector<Word, kWords>(reinterpret_cast<const Word*>(address));
-  }
-
-  __device__ __forceinline__ void widen_to(float (&values)[V]) const {
-    Vector<T, V> raw;
-    memcpy(&raw, &words, sizeof raw);
-    widen_vector(raw, values);
-  }
-};
-
-// ---- the kernel ---------------------------------------------------------------------------------
 
 // Applies gate and activation to the values of elements [offset, offset + V), and saves the mask.
 template <int V>
@@ -256,17 +32,7 @@ __device__ __forceinline__ void finish(const GatherParams& gather, int64_t offse
     uint32_t bits = 0;
 #pragma unroll
     for (int v = 0; v < V; ++v) bits |= (values[v] <= 0.0f ? 0u : 1u) << v;
-    // The lanes of one byte walk together: expand_plan.h gives it whole tiles.
-    constexpr int kLanes = 8 / V;
-    const uint32_t place = lane % kLanes;
-    bits <<= place * V;
-    const uint32_t first = threadIdx.x % 32 - place;
-    const uint32_t together = ((1u << kLanes) - 1) << first;
-#pragma unroll
-    for (int other = 1; other < kLanes; other *= 2) {
-      bits |= __shfl_xor_sync(together, bits, other);
-    }
-    if (place == 0) gather.mask[offset >> 3] = static_cast<uint8_t>(bits);
+    save_bits<V>(gather.mask, offset, lane, bits);
   }
   if (gather.activation == Activation::kRelu) {
 #pragma unroll
@@ -274,27 +40,22 @@ __device__ __forceinline__ void finish(const GatherParams& gather, int64_t offse
   }
 }
 
+constexpr int plain_threads(int vector, int sources) {
+  return expand_threads({GatherKernel::kExpandPlanar, vector, sources, 0, 0});
+}
+
 // T: the element type of all maps. kSources: linear branches of one sum it has room for; 0 for
 // branches of single taps, of which it keeps nothing and takes any number.
 template <typename T, int V, int kSources, bool kChannelsLast>
-__global__ void __launch_bounds__(expand_threads(V, kSources), 2)
+__global__ void __launch_bounds__(plain_threads(V, kSources), 2)
     expand_kernel(const __grid_constant__ ExpandParams params) {
   using Entry = std::conditional_t<kSources == 0, uint32_t, ColumnTap>;
   constexpr int kWalked = kChannelsLast ? 2 : 1;  // of the spatial axes
   const GatherParams& gather = params.gather;
-  int which = 0;
-  while (which + 1 < params.num_jobs && blockIdx.x >= params.jobs[which + 1].block_begin) ++which;
-  const ExpandJob& job = params.jobs[which];
-  uint32_t block = blockIdx.x - job.block_begin;
-  const uint32_t tile_begin = block % job.tiles * job.tile;
-  block /= job.tiles;
-  const auto begin = static_cast<int32_t>(block % job.strips * job.steps);
-  const uint32_t group = block / job.strips;
-  const auto walk_size = static_cast<int32_t>(gather.out.size[2 + kWalked]);
-  const int32_t rest = walk_size - begin;
-  const int32_t steps = rest < static_cast<int32_t>(job.steps) ? rest : job.steps;
+  const Share share = share_of_block<kChannelsLast>(params);
+  const ExpandJob& job = share.job;
+  const int32_t begin = share.begin, steps = share.steps;
 
-  // Tables: the walked axis of each source, then its columns. Weights of the bases.
   __shared__ float base_weights[kMaxBranches];
   MSR_DYNAMIC_SHARED(WalkTap, walk);
   Entry* const columns = reinterpret_cast<Entry*>(walk + job.num_sources * job.steps);
@@ -303,58 +64,20 @@ __global__ void __launch_bounds__(expand_threads(V, kSources), 2)
   if (threadIdx.x < static_cast<uint32_t>(job.num_bases)) {
     base_weights[threadIdx.x] = weights ? weights[job.bases[threadIdx.x]] : 1.0f;
   }
-  for (int s = 0; s < job.num_sources; ++s) {
-    const Branch& branch = gather.branches[job.sources[s]];
-    const float branch_weight = weights ? weights[job.sources[s]] : 1.0f;
-    const uint32_t entries = static_cast<uint32_t>(steps) + (kFaultSharedOverflow ? 1 : 0);
-    for (uint32_t i = threadIdx.x; i < entries; i += blockDim.x) {
-      const auto step = static_cast<int32_t>(i);
-      // Nearest: nothing is kept, so each step is like a first one.
-      walk[s * job.steps + i] =
-          kSources > 0 ? make_walk_tap(branch.axis[kWalked], begin, step, branch_weight)
-                       : make_walk_tap(branch.axis[kWalked], begin + step, 0, branch_weight);
-    }
-    if (kChannelsLast) continue;
-    const auto step_bytes = static_cast<uint32_t>(branch.map.stride[4] * sizeof(T));
-    for (uint32_t i = threadIdx.x; i < table_columns; i += blockDim.x) {
-      const uint32_t column = tile_begin * V + i;
-      if (column >= job.width * V) break;
-      set_column_tap(columns[s * table_columns + ColumnTable<Entry, V>::slot(i, job.tile)],
-                     branch.axis[2], static_cast<int32_t>(column), step_bytes);
-    }
-  }
+  fill_tables<T, V, kChannelsLast, (kSources > 0)>(gather, share, weights, walk, columns);
   if (!kFaultMissingBarrier) __syncthreads();
 
-  if (gather.mask && blockIdx.x == 0 && threadIdx.x < 4) {
-    // The mask is as long as whole 32-bit words.
-    const int64_t bytes = numel(gather.out) >> 3;
-    if (bytes % 4 != 0 && threadIdx.x >= bytes % 4) {
-      gather.mask[(bytes & ~int64_t{3}) + threadIdx.x] = 0;
-    }
-  }
+  end_mask(gather);
   const uint32_t row_of_block = threadIdx.x / job.tile;
   const uint32_t lane = threadIdx.x - row_of_block * job.tile;
-  const uint32_t vector = tile_begin + lane;
+  const uint32_t vector = share.tile_begin + lane;
   if (vector >= job.width || row_of_block >= job.lines_per_turn) return;
 
   const int32_t out_pitch = static_cast<int32_t>(gather.out.stride[2 + kWalked]);
   for (uint32_t turn = 0; turn < job.turns; ++turn) {
-    const uint32_t number = (group * job.turns + turn) * job.lines_per_turn + row_of_block;
+    const uint32_t number = (share.group * job.turns + turn) * job.lines_per_turn + row_of_block;
     if (number >= job.lines - (kFaultUnwrittenOutput ? 1 : 0)) return;
-    // Lines in the order of memory: planes by depth, channel, image; rows by row, depth, image.
-    const auto inner_size =
-        static_cast<uint32_t>(kChannelsLast ? gather.out.size[3] : gather.out.size[2]);
-    const uint32_t middle_size =
-        kChannelsLast ? static_cast<uint32_t>(gather.out.size[2]) : job.channels;
-    const uint32_t outer = number / inner_size;
-    const auto inner = static_cast<int32_t>(number - outer * inner_size);
-    Line line;
-    line.n = static_cast<int32_t>(outer / middle_size);
-    const auto middle = static_cast<int32_t>(outer - line.n * middle_size);
-    line.d = kChannelsLast ? middle : inner;
-    line.c = kChannelsLast ? static_cast<int32_t>(vector * V) : middle;
-    line.at = kChannelsLast ? inner : static_cast<int32_t>(vector * V);
-
+    const Line line = line_of<V, kChannelsLast>(gather.out, job, number, vector);
     T* const first_out = static_cast<T*>(gather.out.data);
     T* out =
         first_out + offset_of(gather.out, line.n, job.channel_begin + line.c, line.d,
@@ -421,17 +144,8 @@ __global__ void __launch_bounds__(expand_threads(V, kSources), 2)
           const char* start = s == 0 ? first_line : nearest_line<T, kChannelsLast>(branch, line);
           const WalkTap tap = walk[s * job.steps + i];
           const auto pitch = static_cast<uint32_t>(branch.map.stride[2 + kWalked] * sizeof(T));
-          const char* position = start + scaled(tap.load, pitch);
-          if constexpr (kChannelsLast) {
-            widen_vector(load_vector<T, V>(reinterpret_cast<const T*>(position)), values);
-          } else {
-            uint32_t offsets[V];
-            ColumnTable<uint32_t, V>::read(columns + s * table_columns, lane, job.tile, offsets);
-#pragma unroll
-            for (int v = 0; v < V; ++v) {
-              values[v] = widen<float>(*reinterpret_cast<const T*>(position + offsets[v]));
-            }
-          }
+          load_single_taps<T, V, kChannelsLast>(
+              start + scaled(tap.load, pitch), columns + s * table_columns, lane, job.tile, values);
           accumulate(sum, tap.first, values);
         }
       }
@@ -440,6 +154,29 @@ __global__ void __launch_bounds__(expand_threads(V, kSources), 2)
       out += out_pitch;
     }
   }
+}
+
+template <typename T>
+struct PlainLaunch {
+  cudaStream_t stream;
+  ExpandParams plan;
+
+  static constexpr bool has(const GatherChoice& variant) {
+    return !is_extended(variant.kernel) && variant.vector * sizeof(T) <= 16;
+  }
+
+  template <int kNumber>
+  void operator()(VariantNumber<kNumber>) const {
+    constexpr GatherChoice kVariant = kExpandVariants[kNumber];
+    constexpr bool kChannelsLast = is_channels_last(kVariant.kernel);
+    MSR_LAUNCH((expand_kernel<T, kVariant.vector, kVariant.sources, kChannelsLast>),
+               dim3(plan.num_blocks), dim3(plan.threads), plan.shared_bytes, stream, plan);
+  }
+};
+
+template <typename T>
+const char* launch_expand(const GatherParams& params, const GatherChoice& choice, void* stream) {
+  return launch_planned(params, choice, PlainLaunch<T>{static_cast<cudaStream_t>(stream), {}});
 }
 
 }  // namespace msr

@@ -3,6 +3,7 @@
 
 #include "launch.h"
 #include "params.h"
+#include "window_tables.h"
 
 namespace msr {
 
@@ -14,5 +15,14 @@ const char* launch_expand_bfloat16(const GatherParams& params, const GatherChoic
                                    void* stream);
 const char* launch_expand_float(const GatherParams& params, const GatherChoice& choice,
                                 void* stream);
+
+// The same of the extended kernels and those of windows, which read the tables of the call. There
+// the element type is that of the maps.
+const char* launch_extended_half(const GatherParams& params, const GatherChoice& choice,
+                                 const WindowTables& tables, void* stream);
+const char* launch_extended_bfloat16(const GatherParams& params, const GatherChoice& choice,
+                                     const WindowTables& tables, void* stream);
+const char* launch_extended_float(const GatherParams& params, const GatherChoice& choice,
+                                  const WindowTables& tables, void* stream);
 
 }  // namespace msr

@@ -19,8 +19,8 @@ const char* fill_tables(const GatherParams& params, bool acc_is_double, void* wo
   return launch_window_tables(params.branches, params.num_branches, tables, acc_is_double, stream);
 }
 
-const char* launch_general(const GatherParams& params, bool acc_is_double, void* workspace,
-                           void* stream) {
+const char* launch_general(GatherParams params, bool acc_is_double, void* workspace, void* stream) {
+  set_order(params);
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   const dim3 grid = gather_grid(numel(params.out));
   WindowTables tables;
@@ -50,13 +50,26 @@ const char* launch_gather(const GatherParams& params, bool acc_is_double, void* 
   if (choice.kernel == GatherKernel::kGeneral) {
     return launch_general(params, acc_is_double, workspace, stream);
   }
-  switch (params.out.dtype) {
+  if (!is_extended(choice.kernel)) {
+    switch (params.out.dtype) {
+      case DType::kFloat16:
+        return launch_expand_half(params, choice, stream);
+      case DType::kBFloat16:
+        return launch_expand_bfloat16(params, choice, stream);
+      default:
+        return launch_expand_float(params, choice, stream);
+    }
+  }
+  WindowTables tables;
+  if (const char* error = fill_tables(params, acc_is_double, workspace, stream, tables))
+    return error;
+  switch (dtype_of_maps(params)) {
     case DType::kFloat16:
-      return launch_expand_half(params, choice, stream);
+      return launch_extended_half(params, choice, tables, stream);
     case DType::kBFloat16:
-      return launch_expand_bfloat16(params, choice, stream);
+      return launch_extended_bfloat16(params, choice, tables, stream);
     default:
-      return launch_expand_float(params, choice, stream);
+      return launch_extended_float(params, choice, tables, stream);
   }
 }
 
@@ -98,6 +111,7 @@ const char* launch_gather_many(const GatherJob* jobs, int count, bool acc_is_dou
       if (i >= batch) continue;
       const GatherJob& job = jobs[waiting[i]];
       many.params[i] = *job.params;
+      set_order(many.params[i]);
       const char* error =
           fill_tables(*job.params, acc_is_double, job.workspace, stream, many.tables[i]);
       if (error) return error;

@@ -116,13 +116,9 @@ __device__ Reduced<acc_t> reduce_branches(const GatherParams& params, const Wind
                                           const Position& p) {
   const bool is_max = params.reduction == Reduction::kMax;
   Reduced<acc_t> found{0, -1};
-  // Of a sum, branches of the result's size first, as in EXPAND. Of a maximum, all in their order.
-  const int32_t turns = is_max ? params.num_branches : 2 * params.num_branches;
-  for (int32_t turn = 0; turn < turns; ++turn) {
-    const bool resampled = turn >= params.num_branches;
-    const int32_t b = resampled ? turn - params.num_branches : turn;
+  for (int32_t turn = 0; turn < params.num_branches; ++turn) {
+    const int32_t b = params.order[turn];
     const Branch& branch = params.branches[b];
-    if (!is_max && resampled == is_identity(branch)) continue;
     if (p.c < branch.channel_begin || p.c >= branch.channel_begin + branch.map.size[1]) continue;
     const acc_t factor = weight_of<acc_t>(params.weights, b, p.n, p.c) *
                          pixel_weight_of<acc_t>(params.pixel_weights, b, params.out, p);

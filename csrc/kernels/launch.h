@@ -5,7 +5,27 @@
 
 namespace msr {
 
-enum class GatherKernel : int32_t { kGeneral = 0, kExpandPlanar = 1, kExpandChannelsLast = 2 };
+// EXPAND has three kinds of kernels, each for planar and for channels_last results. Plain: sums of
+// branches of up to two taps per axis, with weights of the branches, a ReLU, a mask or a gate.
+// Extended: whatever else a sum may have. Windows: that, and one branch of up to four taps per
+// axis.
+enum class GatherKernel : int32_t {
+  kGeneral = 0,
+  kExpandPlanar = 1,
+  kExpandChannelsLast = 2,
+  kExtendedPlanar = 3,
+  kExtendedChannelsLast = 4,
+  kWindowsPlanar = 5,
+  kWindowsChannelsLast = 6,
+};
+
+constexpr bool is_channels_last(GatherKernel kernel) {
+  return kernel == GatherKernel::kExpandChannelsLast ||
+         kernel == GatherKernel::kExtendedChannelsLast ||
+         kernel == GatherKernel::kWindowsChannelsLast;
+}
+constexpr bool has_windows(GatherKernel kernel) { return kernel >= GatherKernel::kWindowsPlanar; }
+constexpr bool is_extended(GatherKernel kernel) { return kernel >= GatherKernel::kExtendedPlanar; }
 
 // A kernel for one gather-sum, as select_kernel chooses it or a test asks for it.
 struct GatherChoice {

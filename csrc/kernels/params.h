@@ -97,6 +97,14 @@ MSR_HOST_DEVICE bool is_max_pool(const Branch& branch) {
   return branch.axis[2].rule == Rule::kMaxPool;
 }
 
+// A map of one pixel, which is everywhere the same: a bias, a pooled map. Resampling copies it.
+MSR_HOST_DEVICE bool is_constant(const Branch& branch) {
+  const int64_t (&size)[kDims] = branch.map.size;
+  const Axis& axis = branch.axis[2];
+  return size[2] * size[3] * size[4] == 1 && !is_identity(branch) && !axis.transposed &&
+         axis.rule < Rule::kAveragePool;
+}
+
 // Factors of the branches, of the accumulation type: [1 or N, count, 1 or C].
 struct Weights {
   const void* data;  // null: all one
@@ -157,7 +165,23 @@ struct GatherParams {
   // sum over the channels of gate * grad * weight_i * R_i(branch_i): [N, num_branches, pixels],
   // dense, of the accumulation type.
   void* pixel_weight_grads;
+  int8_t order[kMaxBranches];  // set by launch_gather, for the general kernel: see set_order
 };
+
+// The order in which the branches of a sum are added, on GPUs: maps of the result's size, resampled
+// ones, constants. Of a maximum, all as they are given.
+inline void set_order(GatherParams& params) {
+  const auto stage = [&](const Branch& branch) {
+    if (params.reduction == Reduction::kMax || is_identity(branch)) return 0;
+    return is_constant(branch) ? 2 : 1;
+  };
+  int count = 0;
+  for (int s = 0; s < 3; ++s) {
+    for (int b = 0; b < params.num_branches; ++b) {
+      if (stage(params.branches[b]) == s) params.order[count++] = static_cast<int8_t>(b);
+    }
+  }
+}
 
 // Whether a call has only what the fast CUDA paths know.
 inline bool is_plain(const Weights& weights, const Branch* branches, int32_t count) {

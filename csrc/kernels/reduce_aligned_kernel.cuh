@@ -139,6 +139,73 @@ __device__ __forceinline__ void store_some(T* to, const float (&values)[V / 2], 
   to[0] = Narrow<T>::from(values[0]);
 }
 
+// Loads the first `count` values: V / 2, V / 4 or V / 8 of them; the others are 0.
+template <typename T, int V>
+__device__ __forceinline__ void load_some(const T* from, float (&values)[V / 2], int count) {
+#pragma unroll
+  for (int k = 0; k < V / 2; ++k) values[k] = 0.0f;
+  if (count == V / 2) {
+    widen_vector(load_vector<T, V / 2>(from), values);
+    return;
+  }
+  values[0] = widen<float>(from[0]);
+  if constexpr (V == 8) {
+    if (count == 2) values[1] = widen<float>(from[1]);
+  }
+}
+
+// Where a thread writes a branch: at its row `current`.
+template <typename T, int V>
+struct AlignedOutput {
+  T* to;  // null: only the dot product is wanted
+  float scale;
+
+  __device__ __forceinline__ void advance(const SpreadParams& params, const ReduceJob& job, int r) {
+    if (to) to += params.branches[job.branches[r]].map.stride[3];
+  }
+
+  __device__ __forceinline__ void start(const SpreadParams& params, const ReduceJob& job, int r,
+                                        int32_t factor, int64_t n, int64_t c, int32_t depth,
+                                        int32_t row, int32_t x) {
+    const int b = job.branches[r];
+    const Map& map = params.branches[b].map;
+    scale = branch_weight(params, b);
+    to = static_cast<T*>(map.data);
+    if (to) to += offset_in(map.stride, n, c, depth, row, x / factor);
+  }
+
+  __device__ __forceinline__ void write(const SpreadParams& params, const ReduceJob& job, int r,
+                                        int32_t factor, int64_t n, int64_t c, int32_t depth,
+                                        int32_t row, int32_t x, const float (&sums)[V / 2],
+                                        DotSums& dots) const {
+    const int outputs = factor == 2 ? V / 2 : factor == 4 ? V / 4 : V / 8;
+    if (to) {
+      float scaled[V / 2];
+#pragma unroll
+      for (int k = 0; k < V / 2; ++k) scaled[k] = scale * sums[k];
+      store_some<T, V>(to, scaled, outputs);
+    }
+    if (!dots.wanted()) return;
+    const int b = job.branches[r];
+    float sum = 0;
+    if (to && (job.vector_inputs >> b & 1)) {
+      float values[V / 2];
+      load_some<T, V>(alike<T>(params, b, to), values, outputs);
+#pragma unroll
+      for (int k = 0; k < V / 2; ++k) sum = fmaf(sums[k], values[k], sum);
+    } else {
+      const int64_t (&stride)[kDims] = params.input_stride[b];
+      const T* const input =
+          static_cast<const T*>(params.inputs[b]) + offset_in(stride, n, c, depth, row, x / factor);
+#pragma unroll
+      for (int k = 0; k < V / 2; ++k) {
+        if (k < outputs) sum = fmaf(sums[k], widen<float>(input[k * stride[4]]), sum);
+      }
+    }
+    dots.add(r, sum);
+  }
+};
+
 template <typename T, int V, int kGroup>
 __global__ void __launch_bounds__(kReduceThreads, kGroup == 1 ? 3 : 2)
     reduce_aligned_kernel(const __grid_constant__ SpreadParams params,
@@ -171,6 +238,8 @@ __global__ void __launch_bounds__(kReduceThreads, kGroup == 1 ? 3 : 2)
     int64_t gate_bit;  // of the row that is loaded next, as is the address
     const T* row_address = outer_origin<T>(params, job, work, n, c, walked.begin, x, gate_bit);
 
+    int64_t identity_at = identity_offset(params, job, work, n, c, walked.begin, x);
+
     AlignedForm form[kGroup];
     int32_t current[kGroup];  // row of the branch that sums[0] belongs to
     float sums[kGroup][2][V / 2];
@@ -187,36 +256,20 @@ __global__ void __launch_bounds__(kReduceThreads, kGroup == 1 ? 3 : 2)
       current[r] = work.owned[r].begin;
       current[r] = min(current[r], rows[r * launch.row_capacity].index);
     }
+    AlignedOutput<T, V> output[kGroup];
+#pragma unroll
+    for (int r = 0; r < kGroup; ++r) {
+      if (r < job.num_branches)
+        output[r].start(params, job, r, form[r].factor, n, c, work.depth, current[r], x);
+    }
 
     // Row `current` of branch r is complete: it is written, if this strip owns it, and the next one
     // takes its place.
     const auto finish_row = [&](int r) {
-      if (current[r] >= work.owned[r].begin && current[r] < work.owned[r].end) {
-        const int b = job.branches[r];
-        const Map& map = params.branches[b].map;
-        const int outputs = V / form[r].factor;
-        const int32_t column = x / V * outputs;
-        if (map.data) {
-          const float scale = branch_weight(params, b);
-          float scaled[V / 2];
-#pragma unroll
-          for (int k = 0; k < V / 2; ++k) scaled[k] = scale * sums[r][0][k];
-          store_some<T, V>(static_cast<T*>(map.data) +
-                               offset_in(map.stride, n, c, work.depth, current[r], column),
-                           scaled, outputs);
-        }
-        if (dots.wanted()) {
-          const int64_t (&stride)[kDims] = params.input_stride[b];
-          const T* const input = static_cast<const T*>(params.inputs[b]) +
-                                 offset_in(stride, n, c, work.depth, current[r], column);
-          float sum = 0;
-#pragma unroll
-          for (int k = 0; k < V / 2; ++k) {
-            if (k < outputs) sum = fmaf(sums[r][0][k], widen<float>(input[k * stride[4]]), sum);
-          }
-          dots.add(r, sum);
-        }
-      }
+      if (current[r] >= work.owned[r].begin && current[r] < work.owned[r].end)
+        output[r].write(params, job, r, form[r].factor, n, c, work.depth, current[r], x, sums[r][0],
+                        dots);
+      output[r].advance(params, job, r);
 #pragma unroll
       for (int k = 0; k < V / 2; ++k) {
         sums[r][0][k] = sums[r][1][k];
@@ -234,15 +287,20 @@ __global__ void __launch_bounds__(kReduceThreads, kGroup == 1 ? 3 : 2)
       }
       RowWindow<T, V> window{};
       window.middle = load_vector<T, V>(at);
-      if (any_linear) {
-        if (!first_vector) window.left = load_vector<T, V / 2>(at - V / 2);
-        if (!last_vector) window.right = load_vector<T, V / 2>(at + V);
-      }
+      const bool left = any_linear && !first_vector, right = any_linear && !last_vector;
+      if (left) window.left = load_vector<T, V / 2>(at - V / 2);
+      if (right) window.right = load_vector<T, V / 2>(at + V);
       if (params.gate) {
-        apply_gate(window.middle, gate_bits<V>(params.gate, bit));
-        if (any_linear) {
-          if (!first_vector) apply_gate(window.left, gate_bits<V / 2>(params.gate, bit - V / 2));
-          if (!last_vector) apply_gate(window.right, gate_bits<V / 2>(params.gate, bit + V));
+        if constexpr (V == 8) {
+          // Rows are whole bytes of the gate.
+          const uint8_t* const bits = params.gate + (bit >> 3);
+          apply_gate(window.middle, bits[0]);
+          if (left) apply_gate(window.left, bits[-1] >> 4);
+          if (right) apply_gate(window.right, bits[1]);
+        } else {
+          apply_gate(window.middle, gate_bits<V>(params.gate, bit));
+          if (left) apply_gate(window.left, gate_bits<V / 2>(params.gate, bit - V / 2));
+          if (right) apply_gate(window.right, gate_bits<V / 2>(params.gate, bit + V));
         }
       }
       return window;
@@ -269,8 +327,14 @@ __global__ void __launch_bounds__(kReduceThreads, kGroup == 1 ? 3 : 2)
       if (y < walked.end) next = load_row(tap);  // one ahead of its use
       float middle[V];
       widen_vector(window.middle, middle);
-      if (job.identities && plane_tap.depth >= 0 && this_y >= strip.begin && this_y < strip.end)
-        write_identities<T, V, V>(params, job, dots, middle, n, c, plane_tap.depth, this_y, x, 4);
+      if (job.identities) {
+        const int64_t (&stride)[kDims] = params.branches[job.identity_begin].map.stride;
+        if (plane_tap.depth >= 0 && this_y >= strip.begin && this_y < strip.end) {
+          const int64_t at = identity_at + (plane_tap.depth - work.depths.begin) * stride[2];
+          write_identities<T, V, V>(params, job, dots, at, middle, V);
+        }
+        if (y != this_y) identity_at += stride[3];
+      }
 #pragma unroll
       for (int r = 0; r < kGroup; ++r) {
         if (r >= job.num_branches) continue;

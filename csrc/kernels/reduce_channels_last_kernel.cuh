@@ -14,14 +14,14 @@
 namespace msr {
 
 template <typename T, int V>
-__global__ void __launch_bounds__(kReduceThreads, 3)
+__global__ void __launch_bounds__(kReduceThreads, V == 8 ? 2 : 3)
     reduce_channels_last_kernel(const __grid_constant__ SpreadParams params,
                                 const __grid_constant__ ReduceLaunch launch) {
   MSR_DYNAMIC_SHARED(unsigned char, shared);
   const auto& work = *reinterpret_cast<const BlockWork*>(shared);
   const auto* const outer = reinterpret_cast<const OuterTap*>(shared + kBlockWorkBytes);
   const auto* const rows = reinterpret_cast<const RowTap*>(shared + launch.rows_at);
-  auto* const column_taps = reinterpret_cast<ColumnTap*>(shared + launch.columns_at);
+  auto* const column_taps = reinterpret_cast<ColumnWeights*>(shared + launch.columns_at);
   DotSums dots(params, shared + launch.dots_at);
   set_up_block(params, launch, shared);
   const ReduceJob& job = launch.jobs[work.job];
@@ -48,38 +48,36 @@ __global__ void __launch_bounds__(kReduceThreads, 3)
 
     const Range walked = work.rows;
     const int num_outer = work.num_outer;
-    int64_t gate_bit;  // of column 0 of the row, as is the address
-    const T* row_address = outer_origin<T>(params, job, work, n, c, walked.begin, 0, gate_bit);
+    int64_t gate_bit;  // of the first column of the row that is read, as is the address
+    const T* row_address =
+        outer_origin<T>(params, job, work, n, c, walked.begin, reads.begin, gate_bit);
+    // Then no vector of 8 shares a byte of the gate with another.
+    const bool whole_bytes = V == 8 && grad.size[1] % 8 == 0;
+    int64_t identity_at = identity_offset(params, job, work, n, c, walked.begin, middle);
+    const int64_t (&identity_stride)[kDims] = params.branches[job.identity_begin].map.stride;
 
+    T* to = reduces ? static_cast<T*>(branch.map.data) : nullptr;
     float sums[2][V];
 #pragma unroll
     for (int i = 0; i < V; ++i) sums[0][i] = sums[1][i] = 0.0f;
     int32_t current = work.owned[0].begin;  // row of the branch that sums[0] belongs to
     if (reduces) current = min(current, rows[0].index);
+    if (to) to += offset_in(branch.map.stride, n, c, work.depth, current, column);
 
     const auto finish_row = [&] {
       if (current >= work.owned[0].begin && current < work.owned[0].end) {
-        const Map& map = branch.map;
-        if (map.data) {
-          const float scale = branch_weight(params, b);
-          float scaled[V];
-#pragma unroll
-          for (int i = 0; i < V; ++i) scaled[i] = scale * sums[0][i];
-          store_vector<T, V>(
-              static_cast<T*>(map.data) + offset_in(map.stride, n, c, work.depth, current, column),
-              scaled);
-        }
+        if (to) store_scaled<T, V>(to, branch_weight(params, b), sums[0], V);
         if (dots.wanted()) {
+          const bool is_alike = to && (job.vector_inputs >> b & 1);
           const int64_t (&stride)[kDims] = params.input_stride[b];
-          const T* const input = static_cast<const T*>(params.inputs[b]) +
-                                 offset_in(stride, n, c, work.depth, current, column);
-          float sum = 0;
-#pragma unroll
-          for (int i = 0; i < V; ++i)
-            sum = fmaf(sums[0][i], widen<float>(input[i * stride[1]]), sum);
-          dots.add(0, sum);
+          const T* const input = is_alike
+                                     ? alike<T>(params, b, to)
+                                     : static_cast<const T*>(params.inputs[b]) +
+                                           offset_in(stride, n, c, work.depth, current, column);
+          dots.add(0, dot_product<T, V>(input, stride[1], is_alike, sums[0], V));
         }
       }
+      if (to) to += branch.map.stride[3];
 #pragma unroll
       for (int i = 0; i < V; ++i) {
         sums[0][i] = sums[1][i];
@@ -101,42 +99,39 @@ __global__ void __launch_bounds__(kReduceThreads, 3)
 #pragma unroll 1
       for (int tap = 0; tap < num_outer; ++tap) {
         const OuterTap& plane_tap = outer[tap];
-        const T* const at = row_address + plane_tap.grad_offset;
-        const auto load_column = [&](int32_t x) {
-          Vector<T, V> raw = load_vector<T, V>(at + x * grad.stride[4]);
+        const T* at = row_address + plane_tap.grad_offset;
+        int64_t bit = gate_bit + plane_tap.gate_offset;
+        const auto load_column = [&] {
+          Vector<T, V> raw = load_vector<T, V>(at);
           if (params.gate) {
-            const int64_t bit = gate_bit + plane_tap.gate_offset + x * grad.size[1];
-            apply_gate(raw, gate_bits<V>(params.gate, bit));
+            apply_gate(raw, whole_bytes ? params.gate[bit >> 3] : gate_bits<V>(params.gate, bit));
           }
+          at += grad.stride[4];
+          bit += grad.size[1];
           return raw;
         };
-        if (writes_row && plane_tap.depth >= 0) {
-#pragma unroll 1
-          for (int32_t x = middle; x < reads.end; ++x) {
-            float values[V];
-            widen_vector(load_column(x), values);
-            write_identities<T, V, V>(params, job, dots, values, n, c, plane_tap.depth, y, x, 1);
-          }
-        }
-        if (!reduces) continue;
         float row_sums[V];
 #pragma unroll
         for (int i = 0; i < V; ++i) row_sums[i] = 0.0f;
-        const auto add_column = [&](const Vector<T, V>& raw, int32_t x) {
-          const ColumnTap taps = column_taps[x];
+        const bool writes = writes_row && plane_tap.depth >= 0;
+        int64_t identity_column =
+            identity_at + (plane_tap.depth - work.depths.begin) * identity_stride[2];
+        Vector<T, V> next{};
+        if (reads.begin < reads.end) next = load_column();
+#pragma unroll 1
+        for (int32_t x = reads.begin; x < reads.end; ++x) {
+          float values[V];
+          widen_vector(next, values);
+          if (x + 1 < reads.end) next = load_column();  // one ahead of its use
+          if (writes && x >= middle) {
+            write_identities<T, V, V>(params, job, dots, identity_column, values, V);
+            identity_column += identity_stride[4];
+          }
+          if (!reduces) continue;
+          const ColumnWeights taps = column_taps[x];
           const float weight = x < middle ? taps.second : taps.first;
 #pragma unroll
-          for (int i = 0; i < V; ++i)
-            row_sums[i] = fmaf(weight, widen_element(raw, i), row_sums[i]);
-        };
-#pragma unroll 1
-        for (int32_t x = reads.begin; x < reads.end; x += 2) {  // two loads on their way at once
-          const bool both = x + 1 < reads.end;
-          const Vector<T, V> raw = load_column(x);
-          Vector<T, V> next{};
-          if (both) next = load_column(x + 1);
-          add_column(raw, x);
-          if (both) add_column(next, x + 1);
+          for (int i = 0; i < V; ++i) row_sums[i] = fmaf(weight, values[i], row_sums[i]);
         }
         const float first = plane_tap.weight * row.first;
         const float second = plane_tap.weight * row.second;
@@ -146,6 +141,7 @@ __global__ void __launch_bounds__(kReduceThreads, 3)
           sums[1][i] = fmaf(second, row_sums[i], sums[1][i]);
         }
       }
+      if (job.identities) identity_at += identity_stride[3];
       row_address += grad.stride[3];
       gate_bit += grad.size[4] * grad.size[1];
     }

@@ -153,14 +153,14 @@ __device__ inline void set_up_block(const SpreadParams& params, const ReduceLaun
 }
 
 // The horizontal weights of a column of the gradient.
-struct alignas(8) ColumnTap {
+struct alignas(8) ColumnWeights {
   float first;
   float second;
 };
 
 // Those of columns [begin, end). A barrier must follow.
 __device__ inline void fill_column_taps(const Axis& axis, int32_t begin, int32_t end,
-                                        ColumnTap* taps) {
+                                        ColumnWeights* taps) {
 #pragma unroll 1
   for (int32_t x = begin + static_cast<int32_t>(threadIdx.x); x < end;
        x += static_cast<int32_t>(blockDim.x)) {
@@ -220,38 +220,74 @@ class DotSums {
   double* const sums_;
 };
 
-// Writes gated elements, neighbours along `axis`, to every identity branch, scaled, and adds to
-// their dot products: the first `count` of kElements, in vectors of V.
+// The sum of values times forward values, which are neighbours along `axis`, `step` apart; in
+// vectors where the plan found that they allow it. The first `count` of kElements.
 template <typename T, int V, int kElements>
-__device__ void write_identities(const SpreadParams& params, const ReduceJob& job, DotSums& dots,
-                                 const float (&values)[kElements], int64_t n, int64_t c, int32_t d,
-                                 int32_t h, int32_t w, int axis, int32_t count = kElements) {
+__device__ __forceinline__ float dot_product(const T* input, int64_t step, bool vectors,
+                                             const float (&values)[kElements], int32_t count) {
+  float sum = 0;
+  if (vectors) {
+#pragma unroll
+    for (int i = 0; i < kElements; i += V) {
+      if (V != kElements && i >= count) continue;
+      const Vector<T, V> raw = load_vector<T, V>(input + i);
+#pragma unroll
+      for (int k = 0; k < V; ++k) sum = fmaf(values[i + k], widen_element(raw, k), sum);
+    }
+    return sum;
+  }
+#pragma unroll
+  for (int i = 0; i < kElements; ++i) {
+    if (V == kElements || i < count) sum = fmaf(values[i], widen<float>(input[i * step]), sum);
+  }
+  return sum;
+}
+
+// The forward values that lie where an element of the gradient does, in a branch of vector_inputs.
+template <typename T>
+__device__ __forceinline__ const T* alike(const SpreadParams& params, int b, const T* element) {
+  return static_cast<const T*>(params.inputs[b]) +
+         (element - static_cast<const T*>(params.branches[b].map.data));
+}
+
+// Stores scaled values, the first `count` of kElements, in vectors of V.
+template <typename T, int V, int kElements>
+__device__ __forceinline__ void store_scaled(T* to, float scale, const float (&values)[kElements],
+                                             int32_t count) {
+#pragma unroll
+  for (int i = 0; i < kElements; i += V) {
+    float scaled[V];
+#pragma unroll
+    for (int k = 0; k < V; ++k) scaled[k] = scale * values[i + k];
+    if (V == kElements || i < count) store_vector<T, V>(to + i, scaled);
+  }
+}
+
+// Where a thread writes the identity branches of a job, which all have the same strides: counted in
+// elements from the beginning of each, at the first of the depths that the block reads.
+__device__ __forceinline__ int64_t identity_offset(const SpreadParams& params, const ReduceJob& job,
+                                                   const BlockWork& work, int64_t n, int64_t c,
+                                                   int32_t h, int32_t w) {
+  if (job.identities == 0) return 0;
+  const int64_t (&stride)[kDims] = params.branches[job.identity_begin].map.stride;
+  return offset_in(stride, n, c, work.depths.begin, h, w);
+}
+
+// Writes gated elements to every identity branch, scaled, and adds to their dot products: the first
+// `count` of kElements, in vectors of V.
+template <typename T, int V, int kElements>
+__device__ __forceinline__ void write_identities(const SpreadParams& params, const ReduceJob& job,
+                                                 DotSums& dots, int64_t offset,
+                                                 const float (&values)[kElements], int32_t count) {
   int slot = job.num_branches;
 #pragma unroll 1
-  for (int b = 0; b < params.num_branches; ++b) {
+  for (int b = job.identity_begin; b < job.identity_end; ++b) {
     if (!(job.identities >> b & 1)) continue;
-    const Map& map = params.branches[b].map;
-    if (map.data) {
-      T* const to = static_cast<T*>(map.data) + offset_in(map.stride, n, c, d, h, w);
-      const float scale = branch_weight(params, b);
-#pragma unroll
-      for (int i = 0; i < kElements; i += V) {
-        float scaled[V];
-#pragma unroll
-        for (int k = 0; k < V; ++k) scaled[k] = scale * values[i + k];
-        if (V == kElements || i < count) store_vector<T, V>(to + i, scaled);
-      }
-    }
+    T* const data = static_cast<T*>(params.branches[b].map.data);
+    if (data) store_scaled<T, V>(data + offset, branch_weight(params, b), values, count);
     if (dots.wanted()) {
-      const T* const input = static_cast<const T*>(params.inputs[b]) +
-                             offset_in(params.input_stride[b], n, c, d, h, w);
-      const int64_t step = params.input_stride[b][axis];
-      float sum = 0;
-#pragma unroll
-      for (int i = 0; i < kElements; ++i) {
-        if (V == kElements || i < count) sum = fmaf(values[i], widen<float>(input[i * step]), sum);
-      }
-      dots.add(slot, sum);
+      const T* const input = static_cast<const T*>(params.inputs[b]) + offset;
+      dots.add(slot, dot_product<T, V>(input, 1, true, values, count));
     }
     ++slot;
   }

@@ -61,9 +61,12 @@ constexpr int kAlignedTaps = 16;    // at most: factor 8, linear
 struct ReduceJob {
   int8_t branches[kMaxGroup];  // that are summed up
   int8_t num_branches;
-  int8_t first;         // the branch that tells slice, depth and batch of all of them
-  uint16_t identities;  // bitmask of the branches that are written as they are
-  bool over_batch;      // the branch has one image for all of the gradient's
+  int8_t first;            // the branch that tells slice, depth and batch of all of them
+  uint16_t identities;     // bitmask of the branches that are written as they are
+  uint16_t vector_inputs;  // likewise: those whose forward values lie as their gradients do, where
+                           // they can be loaded in vectors
+  int8_t identity_begin, identity_end;  // they are among these
+  bool over_batch;                      // the branch has one image for all of the gradient's
   int32_t strip_rows;
   int32_t strips;
   int32_t depths;  // input depths: each is a set of strips of its own

@@ -57,11 +57,33 @@ inline bool read_alike(const SpreadParams& params, int a, int b) {
          is_broadcast(params, a) == is_broadcast(params, b) && same_axis(x.axis[0], y.axis[0]);
 }
 
+// Whether two maps of the same sizes have the same strides where those matter.
+inline bool same_strides(const Map& map, const int64_t (&a)[kDims], const int64_t (&b)[kDims]) {
+  for (int i = 0; i < kDims; ++i) {
+    if (map.size[i] > 1 && a[i] != b[i]) return false;
+  }
+  return true;
+}
+
+// Whether the forward values of a branch lie as its gradient does.
+inline bool has_alike_input(const SpreadParams& params, int b) {
+  const Map& map = params.branches[b].map;
+  return same_strides(map, map.stride, params.input_stride[b]);
+}
+
+// Whether the addresses of a branch, and of its forward values if a dot product is wanted, allow
+// vectors.
+inline bool addresses_allow(const SpreadParams& params, int b, int64_t vector) {
+  Map input = params.branches[b].map;
+  input.data = has_dots(params, b) ? const_cast<void*>(params.inputs[b]) : nullptr;
+  return address_allows(params.branches[b].map, vector) && address_allows(input, vector);
+}
+
 // The widest vectors of columns that both the gradient and the branch allow.
 inline int32_t column_vector(const SpreadParams& params, int b, int32_t limit) {
   for (int32_t vector = limit; vector > 1; vector /= 2) {
     if (params.grad.size[4] % vector == 0 && strides_allow(params.grad, 4, vector) &&
-        address_allows(params.branches[b].map, vector))
+        addresses_allow(params, b, vector))
       return vector;
   }
   return 1;
@@ -71,7 +93,7 @@ inline int32_t channel_vector(const SpreadParams& params, int b, int32_t limit) 
   const Branch& branch = params.branches[b];
   for (int32_t vector = limit; vector > 1; vector /= 2) {
     if (branch.map.size[1] % vector == 0 && branch.channel_begin % vector == 0 &&
-        strides_allow(params.grad, 1, vector) && address_allows(branch.map, vector))
+        strides_allow(params.grad, 1, vector) && addresses_allow(params, b, vector))
       return vector;
   }
   return 1;
@@ -145,8 +167,16 @@ inline bool joins(const SpreadParams& params, const SpreadChoice& choice, const 
                   bool identity) {
   if (!read_alike(params, draft.job.first, b)) return false;
   const Draft own = draft_for(params, choice, b, identity);
-  // Narrower vectors than a map allows are fine for it.
-  if (identity) return own.vector >= draft.vector;
+  if (identity) {
+    for (int other = 0; other < b; ++other) {
+      const Map& map = params.branches[other].map;
+      if ((draft.job.identities >> other & 1) != 0 &&
+          !same_strides(map, map.stride, params.branches[b].map.stride))
+        return false;
+    }
+    // Narrower vectors than a map allows are fine for it.
+    return own.vector >= draft.vector;
+  }
   return draft.aligned && own.aligned && own.vector == draft.vector &&
          draft.job.num_branches < choice.group;
 }
@@ -226,6 +256,20 @@ inline bool cut_tiles(const SpreadParams& params, const SpreadChoice& choice, co
   job.column_tiles = static_cast<int32_t>(ceil_div(width, owned));
   job.tiles = planes * job.column_tiles;
   return true;
+}
+
+// Sets what the kernels would otherwise find again for each element.
+inline void find_shortcuts(const SpreadParams& params, ReduceJob& job) {
+  job.vector_inputs = 0;
+  job.identity_begin = job.identity_end = 0;
+  for (int slot = 0; slot < job.slots(); ++slot) {
+    const int b = job.branch_of(slot);
+    if (params.branches[b].map.data && has_dots(params, b) && has_alike_input(params, b))
+      job.vector_inputs = static_cast<uint16_t>(job.vector_inputs | 1u << b);
+    if (slot < job.num_branches) continue;
+    if (slot == job.num_branches) job.identity_begin = static_cast<int8_t>(b);
+    job.identity_end = static_cast<int8_t>(b + 1);
+  }
 }
 
 // Sets strips: high ones read few rows twice, low ones make enough blocks on small maps.
@@ -323,6 +367,13 @@ inline bool order_blocks(ReduceLaunch& launch) {
   return true;
 }
 
+// Whether the dot product of an identity branch takes forward values that do not lie as its
+// gradient does: kernels keep one offset for both.
+inline bool has_dots_elsewhere(const SpreadParams& params, int b) {
+  return has_dots(params, b) && is_identity(params.branches[b]) && !is_broadcast(params, b) &&
+         !has_alike_input(params, b);
+}
+
 }  // namespace detail
 
 // Whether the fast kernels take a call: they want one dtype, half, bfloat16 or float, and one
@@ -341,6 +392,7 @@ inline bool reduce_fits(const SpreadParams& params, SpreadKernel kernel) {
     if (map.dtype != grad.dtype) return false;
     if (params.inputs[b] && params.input_dtype[b] != grad.dtype) return false;
     if (map.data && !detail::strides_allow(map, axis, 1)) return false;
+    if (detail::has_dots_elsewhere(params, b)) return false;
   }
   return true;
 }
@@ -357,6 +409,7 @@ inline int64_t cut_jobs(const SpreadParams& params, int32_t threads, Draft* draf
     Draft& draft = drafts[i];
     if (!cut_tiles(params, plan.choice, draft, threads, draft.job)) return 0;
     cut_strips(params, plan.choice, draft.job);
+    find_shortcuts(params, draft.job);
     blocks += draft.job.blocks();
     ReduceLaunch& launch =
         launch_for(plan, draft.aligned, draft.vector, draft.job.num_branches > 1 ? kMaxGroup : 1,

@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(reduce_planar_threads(kColumns), kColumns == 4
   const auto width = static_cast<int32_t>(grad.size[4]);
   const auto threads_x = static_cast<uint32_t>(job.threads_x);
   // Until the first row is finished, a buffer holds the horizontal weights.
-  auto* const column_taps = reinterpret_cast<ColumnTap*>(buffers);
+  auto* const column_taps = reinterpret_cast<ColumnWeights*>(buffers);
   if (reduces) {
     fill_run_begins(branch.axis[2], work, run_begins);
     fill_column_taps(branch.axis[2], work.first_column,
@@ -80,6 +80,7 @@ __global__ void __launch_bounds__(reduce_planar_threads(kColumns), kColumns == 4
   const int num_outer = work.num_outer;
   int64_t gate_bit;  // of the row that is loaded next, as is the address
   const T* row_address = outer_origin<T>(params, job, work, n, c, walked.begin, x, gate_bit);
+  int64_t identity_at = identity_offset(params, job, work, n, c, walked.begin, x);
   const bool two_taps = is_linear(branch.axis[2].rule);
 
   float first_weight[kColumns];
@@ -195,10 +196,14 @@ __global__ void __launch_bounds__(reduce_planar_threads(kColumns), kColumns == 4
       gate_bit += grad.size[4];
     }
     if (y < walked.end) next = load_row(tap);  // one ahead of its use
-    if (job.identities && owns_columns && plane_tap.depth >= 0 && this_y >= strip.begin &&
-        this_y < strip.end)
-      write_identities<T, V, kColumns>(params, job, dots, values, n, c, plane_tap.depth, this_y, x,
-                                       4, width - x);
+    if (job.identities) {
+      const int64_t (&stride)[kDims] = params.branches[job.identity_begin].map.stride;
+      if (owns_columns && plane_tap.depth >= 0 && this_y >= strip.begin && this_y < strip.end) {
+        const int64_t at = identity_at + (plane_tap.depth - work.depths.begin) * stride[2];
+        write_identities<T, V, kColumns>(params, job, dots, at, values, width - x);
+      }
+      if (y != this_y) identity_at += stride[3];
+    }
     if (!reduces) continue;
     const RowTap row = *these_taps;
 #pragma unroll 1

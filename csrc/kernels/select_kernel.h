@@ -20,14 +20,21 @@ constexpr GatherChoice kGeneralGather = {GatherKernel::kGeneral, 1, 0, 0, 0};
 // Whether a variant computes a call: element types, strides, alignment, ranges.
 inline bool fits(const GatherParams& params, bool acc_is_double, const GatherChoice& choice) {
   if (choice.kernel == GatherKernel::kGeneral) return true;
-  const bool channels_last = choice.kernel == GatherKernel::kExpandChannelsLast;
-  return !acc_is_double && is_plain(params) && channels_last == params.out.channels_last &&
+  const bool has_all =
+      is_extended(choice.kernel) ? params.reduction == Reduction::kSum : is_plain(params);
+  return !acc_is_double && has_all && is_channels_last(choice.kernel) == params.out.channels_last &&
          expand_fits(params, choice);
 }
 
 inline GatherChoice select_kernel(const GatherParams& params, bool acc_is_double) {
-  for (const GatherChoice& variant : kExpandVariants) {
-    if (fits(params, acc_is_double, variant)) return variant;
+  // To plain kernels a constant is a map to resample, to extended ones a number.
+  bool has_constants = false;
+  for (int b = 0; b < params.num_branches; ++b) has_constants |= is_constant(params.branches[b]);
+  for (const bool plain : {!has_constants, has_constants}) {
+    for (const GatherChoice& variant : kExpandVariants) {
+      if (is_extended(variant.kernel) != plain && fits(params, acc_is_double, variant))
+        return variant;
+    }
   }
   return kGeneralGather;
 }

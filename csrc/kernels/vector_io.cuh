@@ -91,15 +91,32 @@ __device__ __forceinline__ uint32_t gate_bits(const uint8_t* gate, int64_t offse
   return gate_bits(gate, offset, V);
 }
 
+// Two halves, each all ones where bit 7 of a byte of `signs` is set: of bytes 2 * kPair and the
+// next.
+template <int kPair>
+__device__ __forceinline__ uint32_t mask_of_signs(uint32_t signs) {
+#if defined(__CUDA_ARCH__)
+  // One instruction; __byte_perm does not promise what the selectors' highest bits do.
+  uint32_t mask;
+  asm("prmt.b32 %0, %1, 0, %2;" : "=r"(mask) : "r"(signs), "n"(kPair == 0 ? 0x9988 : 0xbbaa));
+  return mask;
+#else
+  const uint32_t bytes = signs >> (16 * kPair);
+  return (bytes & 0x80u ? 0xffffu : 0u) | (bytes & 0x8000u ? 0xffff0000u : 0u);
+#endif
+}
+
 // Sets elements whose bit is 0 to zero, whatever they hold.
 template <typename T, int V>
 __device__ __forceinline__ void apply_gate(Vector<T, V>& raw, uint32_t bits) {
   if constexpr (sizeof(T) == 2 && V % 2 == 0) {
-    // Bit 2k of the mask stays in its place, bit 2k + 1 moves to 2k + 16; a product then widens
-    // both to the halves of a pair.
-    const uint32_t spread = bits | bits << 15;
 #pragma unroll
-    for (int k = 0; k < V / 2; ++k) raw.pairs[k] &= (spread >> (2 * k) & 0x10001u) * 0xffffu;
+    for (int k = 0; k < V / 2; k += 2) {
+      // Four bits, each to the sign of a byte.
+      const uint32_t signs = (bits >> (2 * k) & 0xfu) * 0x10204080u;
+      raw.pairs[k] &= mask_of_signs<0>(signs);
+      if (k + 1 < V / 2) raw.pairs[k + 1] &= mask_of_signs<1>(signs);
+    }
   } else {
 #pragma unroll
     for (int i = 0; i < V; ++i) {

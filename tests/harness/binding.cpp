@@ -100,6 +100,21 @@ py::dict launch_counts() { return dict_of(cuda_on_cpu::launch_counts()); }
 
 py::dict compiled_kernels() { return dict_of(cuda_on_cpu::launches_of_compiled_kernels()); }
 
+py::list take_recorded() {
+  py::list result;
+  for (const cuda_on_cpu::RecordedLaunch& launch : cuda_on_cpu::take_recorded()) {
+    py::dict fields;
+    fields["kernel"] = launch.kernel;
+    fields["grid"] = py::make_tuple(launch.grid[0], launch.grid[1], launch.grid[2]);
+    fields["block"] = py::make_tuple(launch.block[0], launch.block[1], launch.block[2]);
+    fields["dynamic_shared_bytes"] = launch.dynamic_shared_bytes;
+    fields["parameters"] = py::bytes(reinterpret_cast<const char*>(launch.parameters.data()),
+                                     launch.parameters.size());
+    result.append(fields);
+  }
+  return result;
+}
+
 py::dict describe(py::handle array) {
   const ArrayView seen = view(array);
   py::list sizes;
@@ -147,6 +162,11 @@ PYBIND11_MODULE(msr_cuda_harness, module) {
   module.def("compiled_kernels", &compiled_kernels,
              "Every kernel instance of the module, with its launches since the last reset.");
   module.def("reset_launch_counts", &cuda_on_cpu::reset_launch_counts);
+  module.def("record_launches", &cuda_on_cpu::record_launches, py::arg("on"),
+             "Whether launches are kept for take_recorded() instead of run.");
+  module.def("take_recorded", &take_recorded,
+             "The launches recorded since the last call: kernel, grid, block, "
+             "dynamic_shared_bytes, and parameters as a GPU's constant memory has them.");
   module.def("describe", &describe, py::arg("array"), "How bindings see an array.");
   module.def(
       "poison", [](py::handle array) { poison(view(array)); }, py::arg("array"),

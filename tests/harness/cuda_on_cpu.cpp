@@ -7,6 +7,7 @@
 #include <mutex>
 #include <sstream>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "cuda_on_cpu_shared_memory.h"
@@ -51,6 +52,8 @@ std::mutex launch_mutex;  // one launch at a time; guards what follows
 std::map<std::string, std::uint64_t> counts;
 std::map<const void*, std::uint64_t> counts_by_address;
 std::map<const void*, std::size_t> allowed_dynamic_shared;
+std::atomic<bool> recording{false};
+std::vector<RecordedLaunch> recorded;
 
 std::string text(const char* label, unsigned int x, unsigned int y, unsigned int z) {
   std::ostringstream out;
@@ -560,6 +563,29 @@ void reset_launch_counts() {
   const std::lock_guard<std::mutex> lock(launch_mutex);
   counts.clear();
   counts_by_address.clear();
+}
+
+void record_launches(bool on) {
+  const std::lock_guard<std::mutex> lock(launch_mutex);
+  recording = on;
+}
+
+bool records_launches() { return recording; }
+
+void record_launch(const LaunchConfig& config, std::vector<unsigned char> parameters) {
+  const std::lock_guard<std::mutex> lock(launch_mutex);
+  check(config, static_shared_of(config.kernel));
+  const dim3 &grid = config.grid, &block = config.block;
+  recorded.push_back({compiled_kernels().at(config.kernel),
+                      {grid.x, grid.y, grid.z},
+                      {block.x, block.y, block.z},
+                      config.dynamic_shared_bytes,
+                      std::move(parameters)});
+}
+
+std::vector<RecordedLaunch> take_recorded() {
+  const std::lock_guard<std::mutex> lock(launch_mutex);
+  return std::exchange(recorded, {});
 }
 
 void allow_dynamic_shared(const void* kernel, int bytes) {

@@ -24,6 +24,7 @@
 #include <tuple>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "cuda_on_cpu_builtins.h"
 #include "cuda_on_cpu_control.h"
@@ -121,6 +122,10 @@ struct LaunchConfig {
 // Runs thread_body(closure) once for each thread of the grid.
 void launch(const LaunchConfig& config, void (*thread_body)(void*), void* closure);
 
+// What becomes of a launch while records_launches(). The bytes of the parameters are those that a
+// GPU's kernel finds in its constant memory.
+void record_launch(const LaunchConfig& config, std::vector<unsigned char> parameters);
+
 void allow_dynamic_shared(const void* kernel, int bytes);
 
 // What MSR_LAUNCH makes. The call operator takes the kernel's arguments, so that a kernel without
@@ -144,6 +149,10 @@ class KernelLaunch {
                   "CUDA 12.1 and later pass at most 32764 bytes of parameters");
     // Converted once, at the launch, and copied for each thread, as on the device.
     Closure closure{kernel_, std::tuple<Parameters...>(std::forward<Arguments>(arguments)...)};
+    if (records_launches()) {
+      record_launch(config_, std::apply(bytes_of_parameters, closure.parameters));
+      return;
+    }
     launch(
         config_,
         [](void* opaque) {
@@ -158,6 +167,19 @@ class KernelLaunch {
     void (*kernel)(Parameters...);
     std::tuple<Parameters...> parameters;
   };
+
+  // One after the other, each at the next offset that its alignment allows.
+  static std::vector<unsigned char> bytes_of_parameters(const Parameters&... parameters) {
+    std::vector<unsigned char> bytes;
+    const auto append = [&bytes](const auto& parameter) {
+      constexpr std::size_t kAlignment = alignof(decltype(parameter));
+      const std::size_t begin = (bytes.size() + kAlignment - 1) / kAlignment * kAlignment;
+      bytes.resize(begin + sizeof(parameter));
+      std::memcpy(bytes.data() + begin, &parameter, sizeof(parameter));
+    };
+    (append(parameters), ...);
+    return bytes;
+  }
 
   void (*kernel_)(Parameters...);
   LaunchConfig config_;

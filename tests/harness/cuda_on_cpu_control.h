@@ -1,10 +1,12 @@
 // How tests control cuda_on_cpu. Apart from the device language, which no binding should see.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace cuda_on_cpu {
 
@@ -29,6 +31,20 @@ std::map<std::string, std::uint64_t> launch_counts();
 // template counts by itself, and nothing that a launch says of its kernel matters.
 std::map<std::string, std::uint64_t> launches_of_compiled_kernels();
 void reset_launch_counts();
+
+// A launch as it was asked for: the kernel as launches_of_compiled_kernels names it.
+struct RecordedLaunch {
+  std::string kernel;
+  std::array<std::uint64_t, 3> grid, block;
+  std::uint64_t dynamic_shared_bytes;
+  std::vector<unsigned char> parameters;
+};
+
+// While on, nothing that is launched runs: launches are checked, and kept for take_recorded. Nor
+// are outputs poisoned.
+void record_launches(bool on);
+bool records_launches();
+std::vector<RecordedLaunch> take_recorded();
 
 // Whether the kernels were compiled with AddressSanitizer.
 bool sanitized();

@@ -19,6 +19,7 @@ COVERED_BY = {
     "spread_sums_kernel": "test_kernels_on_cpu.py",
     "sum_dots_kernel": "test_kernels_on_cpu.py",
     "expand_kernel": "test_expand_on_cpu.py",
+    "expand_extended_kernel": "test_expand_on_cpu.py",
     "reduce_aligned_kernel": "test_reduce_on_cpu.py",
     "reduce_planar_kernel": "test_reduce_on_cpu.py",
     "reduce_channels_last_kernel": "test_reduce_on_cpu.py",

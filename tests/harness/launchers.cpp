@@ -18,6 +18,14 @@ const T& Arguments::get(const std::string& name, const char* expected) const {
 
 void Arguments::set(const std::string& name, Value value) { values_[name] = std::move(value); }
 
+Arguments Arguments::part(const std::string& prefix) const {
+  Arguments found;
+  for (const auto& [name, value] : values_) {
+    if (name.compare(0, prefix.size(), prefix) == 0) found.set(name.substr(prefix.size()), value);
+  }
+  return found;
+}
+
 bool Arguments::has(const std::string& name) const { return values_.count(name) != 0; }
 
 int Arguments::integer(const std::string& name) const {

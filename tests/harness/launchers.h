@@ -20,6 +20,9 @@ class Arguments {
 
   void set(const std::string& name, Value value);
 
+  // Those whose names begin with a prefix, without it.
+  Arguments part(const std::string& prefix) const;
+
   bool has(const std::string& name) const;
   int integer(const std::string& name) const;
   double real(const std::string& name) const;

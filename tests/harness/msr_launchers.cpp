@@ -114,10 +114,19 @@ class Workspace {
       : memory_(bytes > 0 ? std::malloc(static_cast<size_t>(bytes)) : nullptr, std::free) {
     if (memory_) std::memset(memory_.get(), 0xff, static_cast<size_t>(bytes));
   }
-  void* data() const { return memory_.get(); }
+  // "workspace": bytes that outlive the call, for those who look at what was launched; or absent.
+  Workspace(const Arguments& a, int64_t bytes) : Workspace(a.has("workspace") ? 0 : bytes) {
+    if (!a.has("workspace")) return;
+    const ArrayView& given = a.array("workspace");
+    if (given.numel() * given.element_bytes < bytes)
+      throw std::invalid_argument("expected a workspace of " + std::to_string(bytes) + " bytes");
+    given_ = given.data;
+  }
+  void* data() const { return given_ ? given_ : memory_.get(); }
 
  private:
   std::unique_ptr<void, void (*)(void*)> memory_;
+  void* given_ = nullptr;
 };
 
 int64_t mask_bytes(const Map& map) { return 4 * ceil_div(numel(map), 32); }
@@ -203,7 +212,7 @@ GatherParams gather_params(const Arguments& a) {
 void gather(const Arguments& a) {
   const GatherParams params = gather_params(a);
   const bool acc_is_double = a.integer("acc_is_double") != 0;
-  const Workspace workspace(workspace_bytes(params, acc_is_double));
+  const Workspace workspace(a, workspace_bytes(params, acc_is_double));
   if (a.has("choice") && a.array("choice").numel() == 0) {
     check(launch_gather(params, acc_is_double, workspace.data(), nullptr));
     return;
@@ -239,6 +248,20 @@ void gather_many(const Arguments& a) {
     workspaces.emplace_back(workspace_bytes(image, acc_is_double));
   }
   for (size_t i = 0; i < images.size(); ++i) jobs.push_back({&images[i], workspaces[i].data()});
+  check(launch_gather_many(jobs.data(), static_cast<int>(jobs.size()), acc_is_double, nullptr));
+}
+
+// Jobs of any sizes in one call: the arguments of gather for each, named "0.inputs" and so on.
+void gather_jobs(const Arguments& a) {
+  std::vector<GatherParams> calls;
+  std::vector<Workspace> workspaces;
+  std::vector<GatherJob> jobs;
+  const bool acc_is_double = a.integer("acc_is_double") != 0;
+  for (int j = 0; j < a.integer("count"); ++j) {
+    calls.push_back(gather_params(a.part(std::to_string(j) + ".")));
+    workspaces.emplace_back(workspace_bytes(calls.back(), acc_is_double));
+  }
+  for (size_t j = 0; j < calls.size(); ++j) jobs.push_back({&calls[j], workspaces[j].data()});
   check(launch_gather_many(jobs.data(), static_cast<int>(jobs.size()), acc_is_double, nullptr));
 }
 
@@ -278,7 +301,8 @@ void fitting_kernels(const Arguments& a) {
 }
 
 // How EXPAND cuts up a sum of maps [size] of `dtype` with one linear source, which exist as sizes
-// alone: found [6] is whether it fits, then blocks, threads, bytes of shared memory, steps, turns.
+// alone: found [7] is whether it fits, then blocks, threads, bytes of shared memory, steps, turns,
+// vector.
 void plan_of_expand(const Arguments& a) {
   GatherParams params{};
   const bool channels_last = a.integer("channels_last") != 0;
@@ -315,6 +339,7 @@ void plan_of_expand(const Arguments& a) {
   found[3] = plan.shared_bytes;
   found[4] = plan.jobs[0].steps;
   found[5] = plan.jobs[0].turns;
+  found[6] = choice.vector;
 }
 
 // grads: a list of outputs, with null data where one is not wanted; values: their forward inputs,
@@ -356,7 +381,7 @@ void spread(const Arguments& a) {
               static_cast<int32_t>(forced[2]), static_cast<int32_t>(forced[3]), forced[4] != 0};
   }
   const SpreadPlan plan = plan_spread(params, choice, acc_is_double);
-  const Workspace workspace(plan.workspace_bytes);
+  const Workspace workspace(a, plan.workspace_bytes);
   void* const dots = a.has("values") ? a.output("dots").data : nullptr;
   check(launch_spread(params, plan, acc_is_double, workspace.data(), dots, nullptr));
 }
@@ -488,6 +513,7 @@ void positions(const Arguments& a) {
 const std::vector<Launcher>& msr_launchers() {
   static const std::vector<Launcher> launchers = {{"gather", gather},
                                                   {"gather_many", gather_many},
+                                                  {"gather_jobs", gather_jobs},
                                                   {"pixel_weight_grads", pixel_weight_grads},
                                                   {"fitting_kernels", fitting_kernels},
                                                   {"plan_of_expand", plan_of_expand},

@@ -1,0 +1,11 @@
+#include "expand_extended_kernel.cuh"
+#include "expand_launch.h"
+
+namespace msr {
+
+const char* launch_extended_half(const GatherParams& params, const GatherChoice& choice,
+                                 const WindowTables& tables, void* stream) {
+  return launch_extended<Half>(params, choice, tables, stream);
+}
+
+}  // namespace msr
