@@ -4,7 +4,8 @@
     python3 run.py demo [args]    the demonstration, examples/demo.py
     python3 run.py test [args]    the test suite; arguments go to pytest
     python3 run.py bench [args]   python -m benchmarks, against eager and torch.compile
-                                  (default: --quick; --help lists what there is)
+                                  (default: --quick; --help lists what there is;
+                                  `bench models [args]`: whole models, python -m benchmarks.models)
     python3 run.py gpu-check      on a CUDA machine: build, tests, compute-sanitizer, benchmarks
     python3 run.py setup          only prepare .venv/, build, and say what there is
     python3 run.py lint           ruff, mypy, clang-format
@@ -436,7 +437,12 @@ def demo_command(arguments: list[str]) -> int:
 
 def bench_command(arguments: list[str]) -> int:
     """The benchmarks."""
-    setup()
+    facts = setup()
+    if arguments[:1] == ["models"]:
+        vision = torchvision_for(facts["torch"]["version"])
+        install_optional([vision, PLOTS, *MODEL_LIBRARIES], "models that need them are left out")
+        return run(PYTHON, "-m", "benchmarks.models", *arguments[1:])
+    install_optional([PLOTS], "there will be no plots")
     return run(PYTHON, "-m", "benchmarks", *(arguments or ["--quick"]))
 
 

@@ -1,12 +1,16 @@
 """Measures msr_cuda against eager PyTorch, autocast and torch.compile, side by side in one run.
 
-    python -m benchmarks --quick                   large maps, some minutes
+    python -m benchmarks --quick                   a large size of the main workloads, minutes
     python -m benchmarks                           the whole grid, also batch 1 and tiny maps
     python -m benchmarks --quick --check           and hold the figures against the goals
+    python -m benchmarks --quick --threads 2       several threads, and ours with one beside them
+    python -m benchmarks.models                    whole models, swapped and not
     python -m benchmarks.summary DIR               tables of what a run wrote
+    python -m benchmarks.plots DIR                 and plots, if matplotlib is there
 
 Results are checked against each other before anything is timed. The table goes to standard output
-cell by cell, progress to standard error, and everything into benchmarks.json and benchmarks.csv.
+cell by cell, progress to standard error, and everything into benchmarks.json, benchmarks.csv and
+host.csv (the host's time of tiny calls), and plots beside them.
 """
 
 from __future__ import annotations
@@ -15,20 +19,23 @@ import argparse
 import datetime
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
 import msr_cuda
 from msr_cuda import functional
 
-from . import goals, machine, measure, results, summary, table, workloads
-from .contenders import CONTENDERS, OURS, CudaWatch, HostWatch
+from . import goals, host, machine, measure, plots, results, summary, table, workloads
+from .contenders import COMPILED, CONTENDERS, EAGER, OURS, TUNED, CudaWatch, HostWatch
+from .progress import Progress, duration
 from .runner import Settings, run_cell
 from .workloads import DTYPES, LAYOUTS, WORKLOADS, Cell, parse_size
+
+#: About what a cell takes, of which compiling is most: for the estimate before anything was timed.
+SECONDS_PER_CELL = {"cpu": 10.0, "cuda": 40.0}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -39,14 +46,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--quick", action="store_true", help="large maps only")
+    add("--quick", action="store_true", help="a large size of the main workloads")
     add("--list", action="store_true", help="print the cells that would run, and stop")
+    add("--host-only", action="store_true", help="only the host's time of tiny calls")
     add("--workload", action="append", default=[], choices=list(WORKLOADS), metavar="NAME",
         help="only this one (may be repeated): " + ", ".join(WORKLOADS))  # fmt: skip
     add("--dtype", action="append", default=[], choices=list(DTYPES), help="only this one")
-    add("--layout", action="append", default=[], choices=list(LAYOUTS), help="only this one")
+    add("--layout", action="append", default=[], choices=list(LAYOUTS),
+        help="only this one; NCHW: contiguous, of any rank")  # fmt: skip
     add("--size", action="append", default=[], type=_size, metavar="NxCxHxW",
-        help="the finest map, instead of the grid's sizes")  # fmt: skip
+        help="the finest map, instead of the grid's sizes (one to three spatial axes)")  # fmt: skip
     add("--against", action="append", default=[], choices=[c for c in CONTENDERS if c != OURS],
         help="only this contender beside msr_cuda")  # fmt: skip
     add("--device", choices=["cpu", "cuda"], default=None, help="default: cuda where there is one")
@@ -67,12 +76,23 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             parser.error(f"--{name}: expected at least 1, got {value}")
+    if arguments.host_only and (arguments.check or arguments.workload or arguments.size):
+        parser.error("--host-only: expected no --check, --workload and --size beside it")
     if arguments.device is None:
         arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
     elif arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: no CUDA device is available")
     if arguments.check and (arguments.device != "cpu" or arguments.threads != 1):
         parser.error("--check: the goals are those of one CPU thread (--device cpu --threads 1)")
+    try:
+        arguments.cells = workloads.cells(
+            arguments.device, quick=arguments.quick, workloads=arguments.workload,
+            dtypes=arguments.dtype, layouts=arguments.layout, sizes=arguments.size,
+        )  # fmt: skip
+    except ValueError as error:
+        parser.error(f"--size: {error}")
+    if arguments.host_only:
+        arguments.cells = []
     return arguments
 
 
@@ -103,15 +123,6 @@ def facts(arguments: argparse.Namespace, command: Sequence[str], settings: Setti
     }
 
 
-def prepare_allocator(arguments: argparse.Namespace) -> str:
-    """Sets it up, and says how it is."""
-    if arguments.device == "cuda":
-        return "PyTorch's caching allocator"
-    if arguments.allocator == "keep" and measure.keep_freed_memory():
-        return "freed memory is kept (mallopt: no mmap, no trim)"
-    return "the C library's default, fresh pages for large maps"
-
-
 def introduction(found: dict[str, Any]) -> str:
     """The first lines of the output."""
     measured = found["measured"]
@@ -127,65 +138,91 @@ def introduction(found: dict[str, Any]) -> str:
 
 
 def run(cells: Sequence[Cell], settings: Settings, found: results.Run, out: Path,
-        budget: float | None) -> None:  # fmt: skip
+        budget: float | None, stream: TextIO | None = None) -> None:  # fmt: skip
     """Measures the cells; prints and writes each as soon as it is there."""
-    begun = time.monotonic()
+    progress = Progress(len(cells), stream)
     printed = 0
     for number, cell in enumerate(cells, 1):
-        if budget is not None and time.monotonic() - begun > budget:
+        if budget is not None and progress.seconds > budget:
             found.left_out.append(f"{len(cells) - number + 1} cells: {budget:g} s were up")
             break
 
-        def progress(what: str, number: int = number, cell: Cell = cell) -> None:
-            place = f"{number}/{len(cells)}, {time.monotonic() - begun:.0f} s"
-            print(f"[{place}] {cell}: {what}", file=sys.stderr, flush=True)
+        def tell(what: str, cell: Cell = cell) -> None:
+            progress.tell(f"{cell}: {what}")
 
-        outcome = run_cell(cell, settings, progress)
+        outcome = run_cell(cell, settings, tell)
+        progress.finish_part()
         found.measurements += outcome.measurements
         found.left_out += outcome.left_out
         found.wrong += outcome.wrong
         found.complete = number == len(cells)
         found.write(out)
         groups = table.by_cell(found.rows)
+        progress.clear()
         for group in groups[printed:]:
             print("\n" + table.cell_text(group), flush=True)
         printed = len(groups)
 
 
+def run_host(settings: Settings, found: results.Run) -> None:
+    """Measures tiny calls; prints the table."""
+    progress = Progress(len(host.MODULES) * (1 + len(host.KINDS)))
+    peers = [way for way in (EAGER, COMPILED) if way in settings.against]
+    ways = [*peers, host.MODULE, host.FUNCTION, host.OPERATOR]
+
+    def tell(what: str) -> None:
+        progress.tell(what)
+        progress.finish_part()
+
+    found.host, left_out = host.host_times(
+        settings.device, rounds=settings.rounds, compile_seconds=settings.compile_seconds,
+        only=ways, progress=tell,
+    )  # fmt: skip
+    found.left_out += left_out
+    progress.clear()
+    print(f"\nWhat a call costs, tiny maps ({settings.watch.host_clock}):\n")
+    print(host.host_table(found.host), flush=True)
+
+
+def estimate(cells: Sequence[Cell], settings: Settings) -> str:
+    """What a run will take, about."""
+    seconds = SECONDS_PER_CELL[settings.device.type]
+    if not {COMPILED, TUNED} & set(settings.against):
+        seconds /= 3
+    return f"{len(cells)} cells, about {duration(len(cells) * seconds)} (min:s)"
+
+
 def conclude(arguments: argparse.Namespace, found: results.Run, paths: Sequence[Path]) -> int:
-    """What was left out, the ratios, the goals; returns the exit status."""
+    """The ratios, what was left out, the goals, the plots; returns the exit status."""
+    rows = found.rows
     print("\nHow many times msr_cuda's time the others take, over the sizes of a kind of cell:\n")
-    print(summary.ratios_table(summary.ratios(found.rows)))
+    print(summary.ratios_table(summary.ratios(rows)))
     for text in found.left_out:
         print(f"left out: {text}")
     for text in found.wrong:
         print(f"WRONG: {text}")
     status = 1 if found.wrong else 0
     if arguments.check:
-        asked = [
-            goal
-            for goal in goals.CPU_GOALS
-            if not arguments.workload or goal.workload in arguments.workload
-            if not arguments.dtype or goal.dtype in arguments.dtype
-            if not arguments.layout or goal.layout in arguments.layout
-        ]
-        print("\nGoals, one thread, at every size:\n")
-        for verdict in goals.verdicts(found.rows, asked):
+        print("\nGoals, one thread, at every size but the tiny ones:\n")
+        for verdict in goals.verdicts(rows, goals.goals_of(arguments.cells)):
             print(goals.describe(verdict))
             status = status if verdict.met else 1
-    print("\nWritten: " + ", ".join(map(str, paths)))
+        standings = goals.standings(rows)
+        print("\nEvery cell against the fastest peer, whose time it is to be at most:\n")
+        print("\n".join(goals.describe_standings(standings)))
+        status = 1 if any(standing.lost for standing in standings) else status
+    drawn, remark = plots.draw_if_possible(arguments.out)
+    print("\nWritten: " + ", ".join(map(str, [*paths, *drawn])))
+    if remark:
+        print(remark)
     return status
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs what the command line asks for; returns the exit status."""
     arguments = parse(argv)
-    cells = workloads.cells(
-        arguments.device, quick=arguments.quick, workloads=arguments.workload,
-        dtypes=arguments.dtype, layouts=arguments.layout, sizes=arguments.size,
-    )  # fmt: skip
     if arguments.list:
-        print("\n".join(map(str, cells)))
+        print("\n".join(map(str, arguments.cells)))
         return 0
     device = torch.device(arguments.device)
     torch.set_num_threads(arguments.threads)
@@ -193,21 +230,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     if reasons:
         print("there are no kernels to measure: " + "; ".join(reasons), file=sys.stderr)
         return 2
-    allocator = prepare_allocator(arguments)
+    allocator = measure.prepare_allocator(device, arguments.allocator == "keep")
     measure.prepare_compiler(device)
     settings = Settings(
         device,
         CudaWatch() if device.type == "cuda" else HostWatch(arguments.threads),
         arguments.rounds or (9 if arguments.quick else 15),
         tuple(arguments.against) or CONTENDERS,
+        seconds_per_phase=4.0 if arguments.quick else 8.0,
         compile_seconds=arguments.compile_seconds,
     )
     size = 2**30 if device.type == "cuda" else 2**28  # far beyond any cache
     bandwidth = measure.copy_bandwidth(device, size, clock=settings.watch.compared)
     command = sys.argv[1:] if argv is None else argv
     found = results.Run(facts(arguments, command, settings, allocator, bandwidth))
-    print(introduction(found.facts), flush=True)
-    run(cells, settings, found, arguments.out, arguments.budget)
+    print(introduction(found.facts))
+    if arguments.cells:
+        print(estimate(arguments.cells, settings), flush=True)
+    # Cells that were asked for by name are measured alone.
+    if not arguments.workload and not arguments.size:
+        run_host(settings, found)
+    run(arguments.cells, settings, found, arguments.out, arguments.budget)
     return conclude(arguments, found, found.write(arguments.out))
 
 

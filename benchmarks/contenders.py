@@ -12,16 +12,23 @@ import torch
 from torch import Tensor
 
 from . import measure
-from .workloads import DTYPES, WORKLOADS, Cell, Maps, make_maps
+from .measure import Sample
+from .workloads import DTYPES, WORKLOADS, Cell, Tensors, make_inputs, memory_format
 
 EAGER, AMP, COMPILED, OURS = ("eager", "eager+amp", "torch.compile", "msr_cuda")
-#: What msr_cuda in 16 bits is compared with too: itself on the same maps in float32.
-OURS_FLOAT32 = f"{OURS} float32"
-CONTENDERS = (EAGER, AMP, COMPILED, OURS_FLOAT32, OURS)
-#: ``inference``: forward without gradients; ``forward``: the one that backward follows.
-DIRECTIONS = ("inference", "forward", "backward")
+#: Inductor that tries several configurations of every kernel; on CUDA only.
+TUNED = "max-autotune"
+#: What msr_cuda is compared with too: in 16 bits itself on the same maps in float32, and with
+#: several CPU threads itself with one.
+OURS_FLOAT32, OURS_ONE_THREAD = f"{OURS} float32", f"{OURS} 1 thread"
+#: What others can run instead of msr_cuda.
+PEERS = (EAGER, AMP, COMPILED, TUNED)
+CONTENDERS = (*PEERS, OURS_FLOAT32, OURS_ONE_THREAD, OURS)
+#: ``inference``: forward without gradients; ``forward``: the one that backward follows; ``step``:
+#: both, as they ran one after the other.
+DIRECTIONS = ("inference", "forward", "backward", "step")
 
-Function = Callable[[Maps], list[Tensor]]
+Function = Callable[[Tensors], list[Tensor]]
 
 
 class Reading(NamedTuple):
@@ -100,19 +107,26 @@ class CudaWatch:
 class Data:
     """The tensors of a cell, in several sets, so that a cache does not keep them between calls."""
 
-    plain: list[list[Tensor]]
+    plain: list[list[Tensor]]  # maps, then parameters
     leaves: list[list[Tensor]]  # the same memory, requiring gradients
     grads: list[list[Tensor]]  # of the outputs
 
     @staticmethod
     def make(cell: Cell, device: torch.device, sets: int = 1) -> Data:
-        """Random maps and gradients."""
-        plain = [make_maps(cell, device, seed) for seed in range(sets)]
+        """Random maps, parameters and gradients."""
+        plain = [make_inputs(cell, device, seed) for seed in range(sets)]
         leaves = [[x.detach().requires_grad_() for x in maps] for maps in plain]
+        dtype = DTYPES[cell.dtype]
+        # Not in 16 bits, which PyTorch lacks for some modes on some devices.
+        wide = torch.float32 if dtype.itemsize == 2 else dtype
         with torch.no_grad():
-            outputs = WORKLOADS[cell.workload].eager(plain[0])
-        # Like the output in layout, too: so come the gradients of a convolution behind it.
-        grads = [[torch.randn_like(output) for output in outputs] for _ in plain]
+            outputs = WORKLOADS[cell.workload].eager([x.to(wide) for x in plain[0]])
+        # In the layout of the maps: so come the gradients of a convolution behind the step.
+        layout = memory_format(cell.layout, cell.size.rank)
+        grads = [
+            [torch.randn_like(y).to(dtype).contiguous(memory_format=layout) for y in outputs]
+            for _ in plain
+        ]
         return Data(plain, leaves, grads)
 
     def in_float32(self) -> Data:
@@ -143,27 +157,32 @@ def sets_against_cache(bytes_per_set: int, device: torch.device) -> int:
 
 
 def functions(cell: Cell, device: torch.device) -> dict[str, Function]:
-    """The contenders of a cell. ``torch.compile`` compiles at its first call."""
+    """The contenders of a cell. ``torch.compile`` compiles at its first calls."""
     workload = WORKLOADS[cell.workload]
     found: dict[str, Function] = {EAGER: workload.eager}
     dtype = DTYPES[cell.dtype]
     if device.type == "cuda" and dtype.itemsize == 2:
 
-        def autocast(maps: Maps) -> list[Tensor]:
+        def autocast(inputs: Tensors) -> list[Tensor]:
             with torch.autocast("cuda", dtype):
-                return workload.eager(maps)
+                return workload.eager(inputs)
 
         found[AMP] = autocast
     # Static shapes and a cache of its own for each cell: what it does best.
     torch._dynamo.reset()
     found[COMPILED] = torch.compile(workload.eager, dynamic=False)
-    found[OURS] = lambda maps: workload.fused(maps, "kernel")
+    if device.type == "cuda":
+        mode = "max-autotune-no-cudagraphs"  # all contenders are replayed as graphs alike
+        found[TUNED] = torch.compile(workload.eager, dynamic=False, mode=mode)
+    found[OURS] = lambda inputs: workload.fused(inputs, "kernel")
     if dtype.itemsize == 2:
         found[OURS_FLOAT32] = found[OURS]  # on other data
+    if device.type == "cpu" and torch.get_num_threads() > 1:
+        found[OURS_ONE_THREAD] = found[OURS]  # in another setting
     return found
 
 
-def gradients(outputs: list[Tensor], leaves: Maps, grads: list[Tensor]) -> tuple[Tensor, ...]:
+def gradients(outputs: list[Tensor], leaves: Tensors, grads: list[Tensor]) -> tuple[Tensor, ...]:
     """The backward: gradients of all inputs; the graph is freed, as in training."""
     return torch.autograd.grad(outputs, leaves, grads)
 
@@ -173,6 +192,22 @@ class Samplers(NamedTuple):
 
     inference: Callable[[], Reading]
     training: Callable[[], tuple[Reading, Reading]]  # forward, backward
+
+    def with_threads(self, threads: int) -> Samplers:
+        """The same samples, taken with this many CPU threads."""
+
+        def limited(sample: Callable[[], Sample]) -> Callable[[], Sample]:
+            def take() -> Sample:
+                before = torch.get_num_threads()
+                torch.set_num_threads(threads)
+                try:
+                    return sample()
+                finally:
+                    torch.set_num_threads(before)
+
+            return take
+
+        return Samplers(limited(self.inference), limited(self.training))
 
 
 def direct(function: Function, data: Data, watch: Watch, min_sample: float) -> Samplers:

@@ -232,7 +232,7 @@ def peak_memory(call: Call, device: torch.device) -> int:
         del result
         return peak
     with (
-        _silence_stderr(),
+        silence_stderr(),
         profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as record,
     ):
         result = call()
@@ -246,7 +246,7 @@ def peak_memory(call: Call, device: torch.device) -> int:
 
 
 @contextlib.contextmanager
-def _silence_stderr() -> Iterator[None]:
+def silence_stderr() -> Iterator[None]:
     """Drops what C++ code writes to the error stream: some profilers report their start."""
     sys.stderr.flush()
     kept = os.dup(2)
@@ -274,6 +274,20 @@ def keep_freed_memory() -> bool:
     m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
     # No block of its own mapping, and never a smaller heap (-1 is the largest size_t).
     return bool(mallopt(m_mmap_max, 0)) and bool(mallopt(m_trim_threshold, -1))
+
+
+def prepare_allocator(device: torch.device, keep: bool) -> str:
+    """Sets it up, and says how it is.
+
+    Args:
+        device: whose memory is allocated.
+        keep: on the CPU: tell the C library to keep what was freed.
+    """
+    if device.type == "cuda":
+        return "PyTorch's caching allocator"
+    if keep and keep_freed_memory():
+        return "freed memory is kept (mallopt: no mmap, no trim)"
+    return "the C library's default, fresh pages for large maps"
 
 
 # ---------------------------------------------------------------------------- bandwidth

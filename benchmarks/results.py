@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import CSV_NAME, JSON_NAME
+from . import CSV_NAME, HOST_CSV_NAME, JSON_NAME, host
 from .contenders import OURS
+from .host import HostTime
 from .runner import Measurement
 from .workloads import WORKLOADS
 
@@ -28,6 +29,20 @@ COLUMNS = (
 Row = dict[str, Any]
 
 
+def run_columns(facts: dict[str, Any]) -> Row:
+    """The values of :data:`RUN_COLUMNS`."""
+    machine, versions = facts["machine"], facts["versions"]
+    return {
+        "device": machine["gpu"] or machine["cpu"],
+        "threads": machine["threads"],
+        "torch": versions["torch"],
+        "cuda": versions["cuda"],
+        "msr_cuda": versions["msr_cuda"],
+        "commit": facts["commit"],
+        "date": facts["date"],
+    }
+
+
 @dataclass
 class Run:
     """One run of the benchmarks.
@@ -38,6 +53,7 @@ class Run:
         left_out: what could not be measured, and why.
         wrong: cells whose results are not right.
         complete: whether every cell that was asked for was run.
+        host: the host's time of tiny calls.
     """
 
     facts: dict[str, Any]
@@ -45,20 +61,12 @@ class Run:
     left_out: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     complete: bool = False
+    host: list[HostTime] = field(default_factory=list)
 
     @property
     def rows(self) -> list[Row]:
         """One per measurement, with :data:`COLUMNS` as keys."""
-        machine, versions = self.facts["machine"], self.facts["versions"]
-        shared = {
-            "device": machine["gpu"] or machine["cpu"],
-            "threads": machine["threads"],
-            "torch": versions["torch"],
-            "cuda": versions["cuda"],
-            "msr_cuda": versions["msr_cuda"],
-            "commit": self.facts["commit"],
-            "date": self.facts["date"],
-        }
+        shared = run_columns(self.facts)
         rows = []
         for m in self.measurements:
             low, high = m.timing.quartiles
@@ -84,11 +92,11 @@ class Run:
         return with_ratios(rows)
 
     def write(self, folder: Path) -> list[Path]:
-        """Writes both files, each whole or not at all."""
+        """Writes the files, each whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         rows = self.rows
         samples = [
-            {**row, "samples_seconds": m.timing.samples, "samples_host_seconds": m.host.samples}
+            {**row, "samples_seconds": [float(f"{s:.5g}") for s in m.timing.samples]}
             for row, m in zip(rows, self.measurements, strict=True)
         ]
         content = {
@@ -99,11 +107,17 @@ class Run:
                 {key: value for key, value in row.items() if key not in RUN_COLUMNS}
                 for row in samples
             ],
+            "host": [row._asdict() for row in self.host],
             "left_out": self.left_out,
             "wrong": self.wrong,
         }
-        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-        return [_write(folder / JSON_NAME, text), _write(folder / CSV_NAME, to_csv(rows))]
+        written = [
+            write_whole(folder / JSON_NAME, to_json(content)),
+            write_whole(folder / CSV_NAME, to_csv(rows)),
+        ]
+        if self.host:
+            written.append(write_whole(folder / HOST_CSV_NAME, host.to_csv(self.host)))
+        return written
 
 
 def with_ratios(rows: Sequence[Row]) -> list[Row]:
@@ -133,7 +147,21 @@ def to_csv(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def _write(path: Path, text: str) -> Path:
+def to_json(content: dict[str, Any]) -> str:
+    """An object with a line for each of its values, or for each element of those that are lists."""
+    lines = []
+    for key, value in content.items():
+        if isinstance(value, list) and value:
+            elements = ",\n  ".join(json.dumps(element, allow_nan=False) for element in value)
+            text = f"[\n  {elements}\n ]"
+        else:
+            text = json.dumps(value, allow_nan=False)
+        lines.append(f" {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Writes a file, or leaves what was there."""
     # A run that is stopped while it writes must not leave half a file in the place of a whole one.
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")

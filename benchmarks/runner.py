@@ -17,8 +17,11 @@ from . import contenders, measure
 from .contenders import (
     COMPILED,
     CONTENDERS,
+    DIRECTIONS,
     OURS,
     OURS_FLOAT32,
+    OURS_ONE_THREAD,
+    TUNED,
     Data,
     Function,
     Reading,
@@ -59,8 +62,8 @@ class Measurement:
         launch: ``"direct"``, or ``"cuda graph"`` for replays.
         timing: what contenders are compared by.
         host: the host's time: see the watches.
-        peak_bytes: live at most above the inputs; of the backward: of the whole step. None for
-            replays, whose memory is the graph's.
+        peak_bytes: live at most above the inputs; of the backward, too, in the whole step. None
+            for replays, whose memory is the graph's.
         minimum_bytes: the fewest that the direction can move.
         error: relative error, in norm, of the outputs against float64; of the backward: of the
             gradients, the worst of them.
@@ -87,6 +90,10 @@ class Errors(NamedTuple):
 
     outputs: float
     gradients: float
+
+    def of(self, direction: str) -> float:
+        """Of what a direction gives."""
+        return {"backward": self.gradients, "step": max(self)}.get(direction, self.outputs)
 
 
 @dataclass
@@ -180,7 +187,8 @@ def run_cell(
         for name, function in usable.items():
             progress(f"warming up {name}, {launch}")
             try:
-                samplers[name] = make(function, data_of[name], settings.watch, settings.min_sample)
+                taken = make(function, data_of[name], settings.watch, settings.min_sample)
+                samplers[name] = taken.with_threads(1) if name == OURS_ONE_THREAD else taken
             except Exception as problem:
                 outcome.report(name, f"{launch}: {measure.first_line(problem)}")
         timings = _time(samplers, settings, progress)
@@ -195,10 +203,10 @@ def run_cell(
                 workload.minimum_bytes(
                     cell.size, torch.float32 if name == OURS_FLOAT32 else dtype, direction
                 ),
-                errors[name].gradients if direction == "backward" else errors[name].outputs,
+                errors[name].of(direction),
             )
             for name in samplers
-            for direction in contenders.DIRECTIONS
+            for direction in DIRECTIONS
         ]
     return outcome
 
@@ -220,12 +228,13 @@ def check(
         progress(f"checking {name}")
         limited = measure.time_limit(settings.compile_seconds)
         try:
-            with limited if name == COMPILED else contextlib.nullcontext():
+            with limited if name in (COMPILED, TUNED) else contextlib.nullcontext():
                 errors[name] = truth.errors_of(function, data_of[name])
         except Exception as problem:
             outcome.report(name, measure.first_line(problem))
             continue
-        allowed = TOLERANCES[DTYPES[cell.dtype]][0] if name == OURS else SAME_FUNCTION
+        own = name in (OURS, OURS_ONE_THREAD)
+        allowed = TOLERANCES[DTYPES[cell.dtype]][0] if own else SAME_FUNCTION
         if max(errors[name]) <= allowed:
             usable[name] = function
         else:
@@ -253,7 +262,9 @@ def _time(
     progress("timing forward and backward")
     for name, pairs in turns({name: s.training for name, s in samplers.items()}).items():
         forward, backward = zip(*pairs, strict=True)
-        found[name, "forward"], found[name, "backward"] = _timings(forward), _timings(backward)
+        both = [Reading(*map(sum, zip(*pair, strict=True))) for pair in pairs]
+        for direction, taken in zip(DIRECTIONS[1:], (forward, backward, both), strict=True):
+            found[name, direction] = _timings(taken)
     return found
 
 
@@ -276,5 +287,9 @@ def _peaks(function: Function, data: Data, device: torch.device) -> dict[str, in
         outputs = function(leaves)
         return outputs, contenders.gradients(outputs, leaves, grads)
 
-    calls = {"inference": inference, "forward": lambda: function(leaves), "backward": whole_step}
-    return {name: measure.peak_memory(call, device) for name, call in calls.items()}
+    peaks = {
+        "inference": measure.peak_memory(inference, device),
+        "forward": measure.peak_memory(lambda: function(leaves), device),
+        "step": measure.peak_memory(whole_step, device),
+    }
+    return {**peaks, "backward": peaks["step"]}

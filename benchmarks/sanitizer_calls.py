@@ -24,10 +24,14 @@ from torch import Tensor
 import msr_cuda
 
 from .machine import ROOT
-from .workloads import DTYPES, LAYOUTS, WORKLOADS, Cell, Size, make_maps
+from .workloads import DTYPES, WORKLOADS, Cell, Size, make_inputs
 
-#: Rows that vector instructions fit, and rows they do not.
-SIZES = (Size(2, 16, 24, 40), Size(1, 9, 11, 13))
+#: By number of spatial axes: rows that vector instructions fit, and rows they do not.
+SIZES = {
+    1: (Size(2, 16, 960), Size(1, 9, 143)),
+    2: (Size(2, 16, 24, 40), Size(1, 9, 11, 13)),
+    3: (Size(2, 8, 8, 12, 16), Size(1, 5, 5, 7, 9)),
+}
 
 
 def operator_cases() -> Sequence[Any]:
@@ -113,7 +117,7 @@ def calls(device: torch.device) -> dict[str, Callable[[], None]]:
         return [case.call(maps, parameters, "kernel")], [*maps, *parameters.values()]
 
     def of_cell(cell: Cell) -> tuple[list[Tensor], list[Tensor]]:
-        leaves = [x.requires_grad_() for x in make_maps(cell, device)]
+        leaves = [x.requires_grad_() for x in make_inputs(cell, device)]
         return WORKLOADS[cell.workload].fused(leaves, "kernel"), leaves
 
     for several in (pyramid, sums_in_one_call, into_memory):
@@ -121,11 +125,11 @@ def calls(device: torch.device) -> dict[str, Callable[[], None]]:
     for case in operator_cases():
         for name in ("float32", "float16"):
             add(f"case {case.name} {name}", partial(of_case, case, DTYPES[name]))
-    for workload in WORKLOADS:
-        for size in SIZES:
+    for name, workload in WORKLOADS.items():
+        for size in SIZES[workload.rank]:
             for dtype in DTYPES:
-                for layout in LAYOUTS:
-                    cell = Cell(workload, size, dtype, layout)
+                for layout in workload.layouts:
+                    cell = Cell(name, size, dtype, layout)
                     add(str(cell), partial(of_cell, cell))
     return found
 

@@ -2,6 +2,7 @@
 
     python -m benchmarks.summary FILE...            every cell, as Markdown
     python -m benchmarks.summary --ratios FILE...   least and median speed-up by kind of cell
+    python -m benchmarks.summary --readme [DIR]     rewrite the figures of README.md (from DIR)
 
 FILE is a benchmarks.json, or the folder it lies in. Files are never mixed: each gets its own table
 under a line that names the machine.
@@ -19,7 +20,8 @@ from typing import Any, NamedTuple
 from .contenders import CONTENDERS, DIRECTIONS, OURS
 from .results import KEYS, Row, load
 from .runner import DIRECT
-from .text import format_seconds
+from .text import format_seconds, markdown
+from .workloads import SMALL, TINY
 
 
 class Ratio(NamedTuple):
@@ -69,14 +71,17 @@ def heading(content: dict[str, Any]) -> str:
     return f"{where}; torch {versions['torch']}, msr_cuda {versions['msr_cuda']} at {shown}"
 
 
-def markdown(header: Sequence[str], body: Iterable[Sequence[str]], text_columns: int) -> str:
-    """A table; all but the first columns are numbers, and stand on the right."""
-    lines = [
-        header,
-        ["---" if i < text_columns else "---:" for i in range(len(header))],
-        *body,
-    ]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+_NOT_LARGE = {str(size) for sizes in (SMALL, TINY) for size in sizes.values()}
+
+
+def large_rows(rows: Iterable[Row]) -> list[Row]:
+    """Without those of small and tiny maps."""
+    return [row for row in rows if row["size"] not in _NOT_LARGE]
+
+
+def first_dtype(rows: Sequence[Row]) -> str:
+    """What a kind of device computes in by default: the dtype of the first row."""
+    return str(rows[0]["dtype"]) if rows else ""
 
 
 def cells_table(rows: Sequence[Row]) -> str:
@@ -87,7 +92,8 @@ def cells_table(rows: Sequence[Row]) -> str:
         if name != OURS and any(row["contender"] == name for row in rows)
     ]
     header = ["workload", "size", "dtype", "layout"]
-    for direction in DIRECTIONS:
+    directions = [name for name in DIRECTIONS if any(row["direction"] == name for row in rows)]
+    for direction in directions:
         header += [direction, *(f"× {peer}" for peer in peers)]
     header += ["peak MB", *(f"peak {peer}" for peer in peers)]
     by_place: dict[tuple[str, ...], dict[tuple[str, str], Row]] = {}
@@ -97,12 +103,12 @@ def cells_table(rows: Sequence[Row]) -> str:
     body = []
     for (workload, size, dtype, layout, launch), found in by_place.items():
         line = [workload if launch == DIRECT else f"{workload}, {launch}", size, dtype, layout]
-        for direction in DIRECTIONS:
+        for direction in directions:
             ours = found.get((OURS, direction))
             line.append(format_seconds(ours["median_seconds"]) if ours else "-")
             line += [_ratio_text(found.get((peer, direction))) for peer in peers]
         for name in (OURS, *peers):
-            peak = found.get((name, DIRECTIONS[-1]), {}).get("peak_bytes")
+            peak = found.get((name, "backward"), {}).get("peak_bytes")
             line.append("-" if peak is None else f"{peak / 1e6:.1f}")
         body.append(line)
     return markdown(header, body, 4)
@@ -133,11 +139,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE")
     parser.add_argument("--ratios", action="store_true", help="least and median over the sizes")
+    parser.add_argument("--readme", action="store_true",
+        help="rewrite the figures of README.md, from DIR or the folder they name")  # fmt: skip
     parser.add_argument("--workload", action="append", default=[], metavar="NAME")
     parser.add_argument("--dtype", action="append", default=[], metavar="NAME")
     arguments = parser.parse_args(argv)
+    if arguments.readme:
+        return _rewrite_readme(parser, arguments)
+    if not arguments.files:
+        parser.error("expected at least one FILE")
     for number, file in enumerate(arguments.files):
         try:
             content = load(file)
@@ -152,6 +164,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         ]
         print(("\n" if number else "") + heading(content) + "\n")
         print(ratios_table(ratios(rows)) if arguments.ratios else cells_table(rows))
+    return 0
+
+
+def _rewrite_readme(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    from . import readme  # it takes its tables from here
+
+    if len(arguments.files) > 1 or arguments.ratios or arguments.workload or arguments.dtype:
+        parser.error("--readme: expected one DIR at most, and nothing else")
+    try:
+        folder = readme.rewrite(arguments.files[0] if arguments.files else None)
+    except (OSError, ValueError) as error:
+        print(f"python -m benchmarks.summary: {error}", file=sys.stderr)
+        return 2
+    print(f"README.md has the figures of {folder}")
     return 0
 
 

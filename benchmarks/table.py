@@ -10,12 +10,12 @@ from .text import format_bytes, format_seconds
 
 EXPLANATION = """\
 Medians; ± is half the width of the middle half of the samples, x how many times msr_cuda's time.
-inference: forward without gradients; forward: with; backward: all gradients. copy: the share of
-the bandwidth of a copy that moving only the fewest bytes would have reached in that time. peak MB:
-live at most above the inputs, in inference and in a step; error: of outputs, gradients, relative to
-float64."""
+inference: forward without gradients; forward: with; backward: all gradients; step: both. copy: the
+share of the bandwidth of a copy that moving only the fewest bytes would have reached in that time.
+peak MB: live at most above the inputs, in inference and in a step; error: of outputs, gradients,
+relative to float64."""
 
-_WIDTH = 22  # of a direction's column
+_WIDTH = 21  # of a direction's column
 
 
 def cell_text(rows: Sequence[Row]) -> str:
@@ -30,12 +30,12 @@ def cell_text(rows: Sequence[Row]) -> str:
         f"{first['workload']}  {first['size']}  {first['dtype']}  {first['layout']}  "
         f"({first['launch']} calls; fewest bytes {' / '.join(fewest[d] for d in DIRECTIONS)})"
     )
-    header = f"  {'':<14}" + "".join(f"{direction:>{_WIDTH}}" for direction in DIRECTIONS)
-    header += f"{'copy':>15}{'host':>9}{'peak MB':>14}{'error':>17}"
+    header = f"  {'':<19}" + "".join(f"{direction:>{_WIDTH}}" for direction in DIRECTIONS)
+    header += f"{'copy':>18}{'host':>9}{'peak MB':>14}{'error':>17}"
     lines = [title, header]
     for name in dict.fromkeys(row["contender"] for row in rows):
         found = {row["direction"]: row for row in rows if row["contender"] == name}
-        lines.append(f"  {name:<14}" + "".join(_time(found[d]) for d in DIRECTIONS) + _rest(found))
+        lines.append(f"  {name:<19}" + "".join(_time(found[d]) for d in DIRECTIONS) + _rest(found))
     return "\n".join(lines)
 
 
@@ -52,10 +52,10 @@ def _time(row: Row) -> str:
 def _rest(found: dict[str, Row]) -> str:
     copy = "/".join(f"{100 * found[d]['copy_share']:.0f}" for d in DIRECTIONS) + "%"
     host = format_seconds(found["inference"]["host_seconds"])
-    peaks = [found[d]["peak_bytes"] for d in ("inference", "backward")]
+    peaks = [found[d]["peak_bytes"] for d in ("inference", "step")]
     peak = "-" if None in peaks else "/".join(f"{p / 1e6:.1f}" for p in peaks)
     error = "/".join(f"{found[d]['error']:.0e}" for d in ("forward", "backward"))
-    return f"{copy:>15}{host:>9}{peak:>14}{error:>17}"
+    return f"{copy:>18}{host:>9}{peak:>14}{error:>17}"
 
 
 def by_cell(rows: Sequence[Row]) -> list[list[Row]]:

@@ -1,141 +1,270 @@
-"""The benchmarks: what they compute, what they find out, what they write."""
+"""The benchmarks' workloads: both expressions, what they must move, the grid; and one cell."""
 
 from __future__ import annotations
 
-import csv
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, missing
+from benchmark_rows import CELL, SMALL
+from conftest import missing
 from torch import Tensor
 
-import msr_cuda
-from benchmarks import __main__ as command
-from benchmarks import contenders, goals, machine, results, runner, summary, table, workloads
-from benchmarks.contenders import COMPILED, EAGER, OURS, OURS_FLOAT32, Data, HostWatch
-from benchmarks.measure import Timing
-from benchmarks.runner import Measurement, Settings
-from benchmarks.workloads import WORKLOADS, Cell, Merge, Size
+from benchmarks import contenders, goals, profile_calls, runner, workloads
+from benchmarks.contenders import (
+    COMPILED,
+    EAGER,
+    OURS,
+    OURS_FLOAT32,
+    OURS_ONE_THREAD,
+    Data,
+    HostWatch,
+)
+from benchmarks.runner import Settings
+from benchmarks.workloads import WORKLOADS, Cell, Size, Traffic
 from msr_cuda import _extension
 from msr_cuda.testing import TOLERANCES, assert_within
 
 CPU = torch.device("cpu")
-MB = 1_000_000
-
 
 # ---------------------------------------------------------------------------- workloads
 
-SMALL = Size(2, 4, 10, 14)
-CELL = Cell("bilinear-add-relu", SMALL, "float32", "NCHW")
-every_workload = pytest.mark.parametrize("name", list(WORKLOADS))
+#: By number of spatial axes; the second ones have odd sizes.
+SIZES = {
+    1: (Size(2, 4, 30), Size(1, 3, 17)),
+    2: (SMALL, Size(1, 3, 9, 11)),
+    3: (Size(1, 3, 6, 8, 10), Size(1, 2, 5, 7, 3)),
+}
+each_workload = pytest.mark.parametrize("name", list(WORKLOADS))
+every_workload = pytest.mark.parametrize(
+    ("name", "layout"), [(w.name, layout) for w in WORKLOADS.values() for layout in w.layouts]
+)
 
 
 def step(
-    function: contenders.Function, maps: list[Tensor], grads: list[Tensor]
+    function: contenders.Function, inputs: list[Tensor], grads: list[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Outputs and gradients."""
-    leaves = [x.detach().requires_grad_() for x in maps]
+    leaves = [x.detach().requires_grad_() for x in inputs]
     outputs = function(leaves)
     return [y.detach() for y in outputs], list(torch.autograd.grad(outputs, leaves, grads))
 
 
-@pytest.mark.parametrize("layout", list(workloads.LAYOUTS))
+def term_norm(
+    eager: contenders.Function, inputs: list[Tensor], grads: list[Tensor], index: int
+) -> Tensor:
+    """``sqrt(sum t^2)`` over the terms of a parameter's gradient, one from each output element.
+
+    A column of the Jacobian for each element of the parameter, by forward-mode differentiation.
+    """
+    parameter = inputs[index]
+    squares = []
+    for direction in torch.eye(parameter.numel(), dtype=torch.float64).to(parameter.device):
+
+        def along(value: Tensor) -> tuple[Tensor, ...]:
+            return tuple(eager([*inputs[:index], value, *inputs[index + 1 :]]))
+
+        tangent = direction.view(parameter.shape)
+        _, columns = torch.func.jvp(along, (parameter,), (tangent,))
+        terms = [column * grad for column, grad in zip(columns, grads, strict=True)]
+        squares.append(sum(term.square().sum() for term in terms))
+    return torch.stack(squares).sqrt().view(parameter.shape)
+
+
 @every_workload
 def test_the_contenders_compute_the_same(name: str, layout: str, impl: str, device: str) -> None:
     """Values and gradients of both expressions, against the plain one in float64."""
-    cell = Cell(name, SMALL, "float32", layout)
+    workload = WORKLOADS[name]
+    cell = Cell(name, SIZES[workload.rank][0], "float32", layout)
     data = Data.make(cell, torch.device(device))
-    double = [[x.double() for x in maps] for maps in (data.plain[0], data.grads[0])]
-    truth = step(WORKLOADS[name].eager, *double)
-    eager = step(WORKLOADS[name].eager, data.plain[0], data.grads[0])
-    fused = step(lambda maps: WORKLOADS[name].fused(maps, impl), data.plain[0], data.grads[0])
+    inputs, grads = data.plain[0], data.grads[0]
+    maps = len(workload.shapes(cell.size))
+    assert len(inputs) == maps + len(workload.parameters(cell.size))
+    double = [[x.double() for x in tensors] for tensors in (inputs, grads)]
+    truth = step(workload.eager, *double)
+    eager = step(workload.eager, inputs, grads)
+    fused = step(lambda tensors: workload.fused(tensors, impl), inputs, grads)
     for kind, ours, theirs, true in zip(("output", "gradient"), fused, eager, truth, strict=True):
         assert len(ours) == len(theirs) == len(true)
         for i, (a, b, expected) in enumerate(zip(ours, theirs, true, strict=True)):
-            assert_within(a, expected, what=f"{kind} {i}")
+            terms = None
+            if kind == "gradient" and i >= maps:
+                terms = term_norm(workload.eager, *double, i)
+            assert expected.abs().max() > 0
+            assert_within(a, expected, term_norm=terms, what=f"{kind} {i}")
+            assert_within(b, expected, term_norm=terms, what=f"plain {kind} {i}")
             if kind == "output":
-                assert a.stride() == b.stride()
-            elif impl == "kernel":  # those of plain PyTorch are laid out as its operators like it
+                layout_of_maps = workloads.memory_format(layout, workload.rank)
+                assert a.is_contiguous(memory_format=layout_of_maps)
+            elif impl == "kernel" and i < maps:  # PyTorch lays gradients out as it likes
                 # The map's own, or a view of the incoming gradient where the map passed through.
-                assert a.stride() in (data.plain[0][i].stride(), b.stride())
+                assert a.stride() in (inputs[i].stride(), b.stride())
 
 
-@every_workload
+@each_workload
 def test_shapes_follow_from_the_finest_map(name: str) -> None:
     workload = WORKLOADS[name]
-    for size in (SMALL, Size(1, 3, 9, 11)):
+    for size in SIZES[workload.rank]:
+        inputs = workloads.make_inputs(Cell(name, size, "float64", "NCHW"), CPU)
         shapes = workload.shapes(size)
-        outputs = workload.eager([torch.randn(shape) for shape in shapes])
-        merges = workload.merges(shapes)
-        assert sum(merge.output for merge in merges) == sum(map(Tensor.numel, outputs))
-        read = sum(merge.passed + merge.resampled for merge in merges)
-        # The inner levels of a pyramid are written by one merge and read by the next.
-        inner = sum(output.numel() for output in outputs[1:])
-        assert read == sum(torch.Size(shape).numel() for shape in shapes) + inner
+        assert [tuple(x.shape) for x in inputs[: len(shapes)]] == [tuple(s) for s in shapes]
+        outputs = workload.eager(inputs)
+        traffic = workload.traffic(shapes)
+        assert traffic.written == sum(map(Tensor.numel, outputs))
+        assert traffic.read == sum(map(Tensor.numel, inputs[: len(shapes)]))
+        fused = workload.fused(inputs, "reference")
+        assert [y.shape for y in fused] == [y.shape for y in outputs]
+
+
+def test_parameters_stay_in_float32_beside_half_precision() -> None:
+    size = SIZES[2][0]
+    for dtype, expected in (("float16", torch.float32), ("float64", torch.float64)):
+        *maps, weights = workloads.make_inputs(Cell("bifpn-up", size, dtype, "NCHW"), CPU)
+        assert {x.dtype for x in maps} == {workloads.DTYPES[dtype]}
+        assert weights.dtype == expected
+        assert weights.shape == (2,)
+        data = Data.make(Cell("bifpn-up", size, dtype, "NCHW"), CPU)
+        assert all(leaf.requires_grad for leaf in data.leaves[0])
 
 
 def test_fewest_bytes() -> None:
-    total = Merge(output=80, passed=80, resampled=20, resampled_output=80, activation=True)
-    assert total.bytes("inference", 4) == 4 * (80 + 20 + 80)
-    assert total.bytes("forward", 4) == 4 * (80 + 20 + 80) + 10
-    assert total.bytes("backward", 4) == 4 * (80 + 80 + 20) + 10
-    plain = total._replace(activation=False)
-    assert plain.bytes("forward", 2) == plain.bytes("inference", 2) == 2 * (80 + 20 + 80)
-    assert plain.bytes("backward", 2) == 2 * (80 + 20)  # the skip gets the gradient itself
-    alone = Merge(output=80, passed=0, resampled=20, resampled_output=80, activation=True)
-    assert alone.bytes("backward", 4) == 4 * (80 + 20) + 10
+    traffic = Traffic(
+        read=100, written=80, bits=1, gradient_read=70, gradient_written=30, read_again=20
+    )
+    assert traffic.bytes("inference", 4) == 4 * 180
+    assert traffic.bytes("forward", 4) == 4 * 180 + 10
+    assert traffic.bytes("backward", 4) == 4 * 120 + 10
+    assert traffic.bytes("step", 4) == 4 * 300 + 20
+    fine, low = (1, 4, 4, 5), (1, 4, 2, 5)
+    counts = {
+        "plain": (workloads.fused_traffic(fine, [fine, low]), Traffic(120, 80, 0, 80, 40, 0)),
+        "relu": (
+            workloads.fused_traffic(fine, [fine, low], bits=1),
+            Traffic(120, 80, 1, 80, 120, 0),
+        ),
+        # Behind a relu, maps that passed through share one gradient; with weights they do not.
+        "shared": (
+            workloads.fused_traffic(fine, [fine, fine, low], bits=1),
+            Traffic(200, 80, 1, 80, 120, 0),
+        ),
+        "weights": (
+            workloads.fused_traffic(fine, [fine, fine, low], factors=True, again=True),
+            Traffic(200, 80, 0, 80, 200, 200),
+        ),
+        "maximum": (
+            workloads.fused_traffic(fine, [fine, fine, low], bits=3),
+            Traffic(200, 80, 3, 80, 200, 0),
+        ),
+        "copy": (workloads.fused_traffic(fine, [fine]), Traffic(80, 80, 0, 0, 0, 0)),
+    }
+    for name, (found, expected) in counts.items():
+        assert found == expected, name
 
-    size = Size(1, 2, 4, 4)
-    cat = WORKLOADS["unet-cat-nearest"]
-    assert cat.minimum_bytes(size, torch.float32, "inference") == 4 * (8 + 32 + 64)
-    assert cat.minimum_bytes(size, torch.float32, "backward") == 4 * (32 + 8)
-    fpn = WORKLOADS["fpn"]
-    assert fpn.minimum_bytes(size, torch.bfloat16, "inference") == 2 * (72 + 18 + 6)
-    # The last merge, 1x1 to 1x1, resamples nothing.
-    assert fpn.minimum_bytes(size, torch.bfloat16, "backward") == 2 * (40 + 10)
+
+@pytest.mark.parametrize(
+    ("name", "size", "dtype", "forward", "backward"),
+    [
+        ("fpn", "2x256x200x336", "float16", 181.7, 112.9),
+        ("fpn", "16x256x200x336", "float16", 1453.7, 903.2),
+        ("fpn-many", "2x256x200x336", "float16", 181.7, 112.9),
+        ("hrnet-bilinear", "4x48x128x256", "float16", 30.1, 30.1),
+        ("bifpn-up", "16x64x64x64", "float16", 18.9, 29.4),
+        ("bifpn-up", "8x224x128x128", "float16", 132.1, 205.5),
+        ("unet-cat-bilinear", "4x64x512x512", "float16", 436.2, 167.8),
+        ("segformer-cat", "4x256x128x128", "float16", 178.8, 111.7),
+        ("segmentation-sum", "4x256x128x128", "float16", 80.2, 80.2),
+        ("dpt-fusion", "8x256x192x192", "float16", 339.7, 188.7),
+        ("unet3d-cat", "2x32x128x128x128", "float16", 838.9, 302.0),
+        ("image-pyramid", "1x3x1024x2048", "float32", 33.4, 33.4),
+    ],
+)
+def test_fewest_megabytes_of_real_steps(
+    name: str, size: str, dtype: str, forward: float, backward: float
+) -> None:
+    """Counted by hand: e(2E + S) and so on, E of the result, S of the coarser maps."""
+    workload, parsed = WORKLOADS[name], workloads.parse_size(size)
+    assert parsed in workload.cuda.large
+    for direction, expected in (("forward", forward), ("backward", backward)):
+        found = workload.minimum_bytes(parsed, workloads.DTYPES[dtype], direction)
+        assert found / 1e6 == pytest.approx(expected, abs=0.05), direction
 
 
 def test_the_grid() -> None:
     quick = workloads.cells("cpu", quick=True)
     whole = workloads.cells("cpu", quick=False)
     assert set(quick) < set(whole)
-    assert {cell.workload for cell in quick} == set(WORKLOADS)
+    assert len(set(whole)) == len(whole)
+    assert {cell.workload for cell in quick} == {w.name for w in WORKLOADS.values() if w.quick}
+    assert {cell.workload for cell in whole} == set(WORKLOADS)
+    assert len(quick) <= 30  # ten seconds each
     assert {cell.dtype for cell in whole} == {"float32", "bfloat16"}
     assert {cell.dtype for cell in workloads.cells("cuda", quick=True)} == {
         "float16", "bfloat16", "float32",
     }  # fmt: skip
     assert {cell.layout for cell in quick} == {"NCHW", "channels_last"}
-    assert {workloads.SMALL, workloads.TINY} <= {cell.size for cell in whole}
-    assert min(cell.size.height for cell in quick) > workloads.SMALL.height
+    assert {cell.layout for cell in whole if cell.size.rank == 1} == {"NCHW"}
+    for rank in (1, 2, 3):
+        assert {workloads.SMALL[rank], workloads.TINY[rank]} <= {cell.size for cell in whole}
+    small = {*workloads.SMALL.values(), *workloads.TINY.values()}
+    assert not small & {cell.size for cell in quick}
+    assert any(size.batch == 1 for w in WORKLOADS.values() for size in w.cuda.others[:-2])
     (cell,) = workloads.cells(
         "cpu", quick=True, workloads=["fpn"], dtypes=["float16"], layouts=["NCHW"], sizes=[SMALL]
     )
     assert str(cell) == "fpn 2x4x10x14 float16 NCHW"
+    (asked,) = workloads.cells("cpu", quick=True, workloads=["signal-sum"])
+    assert str(asked) == "signal-sum 4x128x8192 float32 NCHW"
+    planar = workloads.cells("cpu", quick=False, sizes=[SMALL])
+    assert {cell.workload for cell in planar} == {w.name for w in WORKLOADS.values() if w.rank == 2}
+    with pytest.raises(ValueError, match="expected 5 numbers for unet3d-cat, got 2x4x10x14"):
+        workloads.cells("cpu", quick=True, workloads=["unet3d-cat"], sizes=[SMALL])
 
 
-def test_quick_has_what_every_goal_needs() -> None:
-    quick = workloads.cells("cpu", quick=True)
-    have = {(cell.workload, cell.dtype, cell.layout, cell.size) for cell in quick}
+def test_the_grid_has_what_every_goal_needs() -> None:
+    whole = workloads.cells("cpu", quick=False)
+    assert goals.goals_of(whole) == list(goals.CPU_GOALS)
+    have = {(cell.workload, cell.dtype, cell.layout, cell.size) for cell in whole}
     for goal in goals.CPU_GOALS:
         sizes = {
             s for w, d, la, s in have if (w, d, la) == (goal.workload, goal.dtype, goal.layout)
         }
-        assert sizes
         if goal.peer == goals.OURS_FLOAT32:
             assert all((goal.workload, "float32", goal.layout, size) in have for size in sizes)
 
 
-@pytest.mark.parametrize("value", ["2x64x200", "2x64x200x0", "axbxcxd", ""])
+def test_goals_of_a_part_of_the_grid() -> None:
+    quick = goals.goals_of(workloads.cells("cpu", quick=True))
+    assert {g.dtype for g in quick if g.workload == "unet-cat-bilinear"} == {"float32", "bfloat16"}
+    assert {g.dtype for g in quick if g.workload == "head-cat"} == {"float32"}
+    one = goals.goals_of([CELL])
+    assert {(g.workload, g.dtype, g.layout) for g in one} == {(CELL.workload, "float32", "NCHW")}
+    assert len(set(goals.CPU_GOALS)) == len(goals.CPU_GOALS)
+
+
+def test_a_goal_is_where_eager_makes_several_passes() -> None:
+    assert goals.eager_passes("bilinear-add-relu", "inference") == 3  # interpolate, add, relu
+    assert goals.eager_passes("bilinear-add-relu", "backward") == 2  # relu's and interpolate's
+    assert goals.eager_passes("unet-cat-nearest", "backward") == 1  # a view, then interpolate's
+    assert goals.eager_passes("resample-bilinear", "inference") == 1
+    threes = {(g.workload, g.direction) for g in goals.CPU_GOALS if g.factor == 3.0}
+    assert ("unet-cat-nearest", "inference") in threes
+    assert ("unet-cat-nearest", "backward") not in threes
+    assert not {g for g in threes if g[0].startswith("resample-")}
+
+
+@pytest.mark.parametrize("value", ["64x200", "2x64x200x0", "axbxcxd", "", "1x2x3x4x5x6"])
 def test_sizes_that_are_none(value: str) -> None:
-    with pytest.raises(ValueError, match="expected NxCxHxW"):
+    with pytest.raises(ValueError, match="expected NxCxL, NxCxHxW or NxCxDxHxW"):
         workloads.parse_size(value)
-    assert workloads.parse_size("2x64x200x336") == Size(2, 64, 200, 336)
+
+
+@pytest.mark.parametrize("value", ["2x64x200", "2x64x200x336", "1x16x8x8x8"])
+def test_sizes_of_every_rank(value: str) -> None:
+    size = workloads.parse_size(value)
+    assert str(size) == value
+    assert size.rank == value.count("x") - 1
+    assert (size.batch, size.channels, *size.spatial) == tuple(size)
 
 
 # ---------------------------------------------------------------------------- a cell
@@ -143,7 +272,7 @@ def test_sizes_that_are_none(value: str) -> None:
 
 def test_another_mode_is_another_function() -> None:
     """What the bound on the peers' errors must tell apart."""
-    maps = workloads.make_maps(CELL, CPU)
+    maps = workloads.make_inputs(CELL, CPU)
     shifted = torch.nn.functional.interpolate(
         maps[1], size=maps[0].shape[2:], mode="bilinear", align_corners=True
     )
@@ -159,7 +288,7 @@ def test_a_sign_that_rounding_flips_is_no_error_of_the_gradient() -> None:
     truth = runner.Truth(CELL, data)
     eager = WORKLOADS[CELL.workload].eager
 
-    def flipped(maps: contenders.Maps) -> list[Tensor]:
+    def flipped(maps: contenders.Tensors) -> list[Tensor]:
         """One element of the result that is 0 in truth is a bit more here, and the reverse."""
         skip = maps[0].clone()
         exact = eager([maps[0].detach(), maps[1].detach()])[0].flatten()
@@ -256,152 +385,6 @@ def test_a_cell_on_a_gpu_also_runs_as_a_graph() -> None:
     assert all(m.timing.median > 0 for m in outcome.measurements)
 
 
-# ---------------------------------------------------------------------------- rows and tables
-
-
-def measurement(contender: str, seconds: float, **changes: Any) -> Measurement:
-    arguments: dict[str, Any] = dict(
-        cell=CELL, direction="inference", contender=contender, launch=runner.DIRECT,
-        timing=Timing((seconds, 2 * seconds, 3 * seconds)), host=Timing((seconds,) * 3),
-        peak_bytes=1000, minimum_bytes=4000, error=1e-8,
-    )  # fmt: skip
-    return Measurement(**{**arguments, **changes})
-
-
-FACTS = {
-    "date": "2026-01-02T03:04:05+00:00",
-    "command": "python -m benchmarks",
-    "machine": {"cpu": "A processor", "cpu_flags": ["avx2", "fma"], "threads": 1, "gpu": None},
-    "versions": {"torch": "2.13.0", "cuda": None, "msr_cuda": "0.1.0"},
-    "commit": "0123456789abcdef-dirty",
-    "measured": {"clock": "CPU time of the thread", "host_clock": "wall clock"},
-    "copy_bytes_per_second": 1e6,
-}
-
-
-def test_rows_have_ratios_and_shares() -> None:
-    run = results.Run(FACTS, [measurement(EAGER, 0.03), measurement(OURS, 0.01)])
-    eager, ours = run.rows
-    assert tuple(eager) == tuple(ours)
-    assert set(eager) == set(results.COLUMNS)
-    assert eager["times_ours"] == pytest.approx(3.0)
-    assert ours["times_ours"] == 1.0
-    assert ours["median_seconds"] == 0.02
-    assert ours["q1_seconds"] == pytest.approx(0.015)
-    assert ours["q3_seconds"] == pytest.approx(0.025)
-    assert ours["copy_share"] == pytest.approx(4000 / 0.02 / 1e6)
-    assert ours["commit"] == "0123456789abcdef-dirty"
-    (alone,) = results.Run(FACTS, [measurement(EAGER, 0.03)]).rows
-    assert alone["times_ours"] is None
-
-
-def test_files_can_be_read_again(tmp_path: Path) -> None:
-    run = results.Run(FACTS, [measurement(EAGER, 0.03), measurement(OURS, 0.01)], ["a"], ["b"])
-    run.write(tmp_path / "new")
-    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == [
-        "benchmarks.csv", "benchmarks.json",
-    ]  # fmt: skip
-    content = results.load(tmp_path / "new")
-    assert content["left_out"] == ["a"]
-    assert content["wrong"] == ["b"]
-    assert content["complete"] is False
-    assert content["measurements"][0]["samples_seconds"] == [0.03, 0.06, 0.09]
-    with open(tmp_path / "new" / "benchmarks.csv", encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == results.COLUMNS
-    assert [row["contender"] for row in rows] == [EAGER, OURS]
-    assert rows[0]["device"] == "A processor"
-    (tmp_path / "other.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"expected a benchmarks\.json"):
-        results.load(tmp_path / "other.json")
-
-
-def rows_of(*cells: tuple[str, str, str, float]) -> list[results.Row]:
-    """``(size, contender, direction, seconds)`` as rows."""
-    measurements = [
-        measurement(
-            contender, seconds / 2, direction=direction,
-            cell=CELL._replace(size=workloads.parse_size(size)),
-        )
-        for size, contender, direction, seconds in cells
-    ]  # fmt: skip
-    return results.Run(FACTS, measurements).rows
-
-
-def test_ratios_are_least_and_median_over_the_sizes() -> None:
-    rows = rows_of(
-        ("1x1x8x8", EAGER, "inference", 6.0), ("1x1x8x8", OURS, "inference", 2.0),
-        ("2x1x8x8", EAGER, "inference", 8.0), ("2x1x8x8", OURS, "inference", 2.0),
-        ("3x1x8x8", EAGER, "inference", 9.0), ("3x1x8x8", OURS, "inference", 1.0),
-        ("3x1x8x8", EAGER, "backward", 5.0),
-    )  # fmt: skip
-    (ratio,) = summary.ratios(rows)
-    assert (ratio.least, ratio.median, ratio.sizes) == (3.0, 4.0, 3)
-    assert ratio.direction == "inference"
-    lines = summary.ratios_table([ratio]).splitlines()
-    assert lines[2] == (
-        "| bilinear-add-relu | float32 | NCHW | inference | eager | 3.00 | 4.00 | 3 |"
-    )
-
-
-def test_the_table_of_cells_is_markdown() -> None:
-    both = [
-        ("1x1x8x8", contender, direction, seconds)
-        for contender, seconds in ((EAGER, 6.0), (OURS, 2.0))
-        for direction in contenders.DIRECTIONS
-    ]
-    header, rule, line = summary.cells_table(rows_of(*both)).splitlines()
-    assert header.count("|") == rule.count("|") == line.count("|")
-    assert line.startswith("| bilinear-add-relu | 1x1x8x8 | float32 | NCHW | 2.00 s | 3.00 |")
-
-
-def test_the_printed_cell_is_aligned() -> None:
-    both = [
-        ("1x1x8x8", contender, direction, seconds)
-        for contender, seconds in ((EAGER, 0.5), (OURS, 2.0))
-        for direction in contenders.DIRECTIONS
-    ]
-    (group,) = table.by_cell(rows_of(*both))
-    title, header, eager, ours = table.cell_text(group).splitlines()
-    assert len(header) == len(eager) == len(ours)
-    assert "fewest bytes 0.0 MB" in title
-    assert eager.count("0.25x") == 3
-    assert "x" not in ours.replace("msr_cuda", "")
-
-
-def test_goals_are_held_against_the_least_ratio() -> None:
-    goal = goals.Goal(CELL.workload, "float32", "NCHW", "inference", EAGER, 3.0)
-    rows = rows_of(
-        ("1x1x8x8", EAGER, "inference", 6.0), ("1x1x8x8", OURS, "inference", 2.0),
-        ("2x1x8x8", EAGER, "inference", 5.8), ("2x1x8x8", OURS, "inference", 2.0),
-    )  # fmt: skip
-    (missed,) = goals.verdicts(rows, [goal])
-    assert not missed.met
-    assert missed.least == pytest.approx(2.9)
-    assert missed.median == pytest.approx(2.95)
-    assert goals.describe(missed).endswith("measured 2.90 (median 2.95 of 2) MISSED")
-    (met,) = goals.verdicts(rows[:2], [goal])
-    assert met.met
-    (unknown,) = goals.verdicts(rows, [goal._replace(layout="channels_last")])
-    assert not unknown.met
-    assert goals.describe(unknown).endswith("not measured")
-
-
-def test_bfloat16_is_compared_with_our_own_float32() -> None:
-    goal = goals.Goal(CELL.workload, "bfloat16", "NCHW", "inference", OURS_FLOAT32, 1.0)
-    half = CELL._replace(dtype="bfloat16")
-    run = results.Run(
-        FACTS,
-        [
-            measurement(OURS, 9.0),  # another cell, at another time
-            measurement(OURS_FLOAT32, 0.05, cell=half),
-            measurement(OURS, 0.04, cell=half),
-        ],
-    )
-    (verdict,) = goals.verdicts(run.rows, [goal])
-    assert verdict.least == pytest.approx(1.25)
-
-
 @pytest.mark.usefixtures("kernels")
 def test_half_precision_is_timed_beside_float32_on_the_same_values() -> None:
     half = CELL._replace(dtype="bfloat16")
@@ -423,118 +406,102 @@ def test_half_precision_is_timed_beside_float32_on_the_same_values() -> None:
                 assert torch.equal(wide_map, narrow_map.float())
 
 
-def test_summary_names_the_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = results.Run(FACTS, [measurement(EAGER, 0.03), measurement(OURS, 0.01)])
-    run.write(tmp_path)
-    assert summary.main([str(tmp_path), "--ratios"]) == 0
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == (
-        "A processor (avx2), 1 thread, CPU time of the thread; torch 2.13.0, msr_cuda 0.1.0 at "
-        "0123456789ab-dirty"
-    )
-    assert printed[-1].endswith("| eager | 3.00 | 3.00 | 1 |")
-    assert summary.main([str(tmp_path / "nowhere.json")]) == 2
-
-
-# ---------------------------------------------------------------------------- the command
-
-
-def test_list_prints_the_cells(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["--list", "--device", "cpu", "--workload", "fpn", "--quick"]) == 0
-    assert capsys.readouterr().out.splitlines() == [
-        "fpn 2x256x100x168 float32 NCHW",
-        "fpn 2x256x100x168 float32 channels_last",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--size", "8x8"], "expected NxCxHxW"),
-        (["--rounds", "0"], "--rounds: expected at least 1, got 0"),
-        (["--check", "--device", "cpu", "--threads", "2"], "the goals are those of one CPU thread"),
-        (["--workload", "fnp"], "invalid choice"),
-    ],
-)
-def test_mistakes_on_the_command_line(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as caught:
-        command.main(arguments)
-    assert caught.value.code == 2
-    assert message in capsys.readouterr().err
-
-
-def test_without_kernels_nothing_is_measured() -> None:
-    done = run_command("--device", "cpu", "--out", "nowhere", MSR_CUDA_DISABLE_EXTENSION="1",
-                       MSR_CUDA_REQUIRE="0")  # fmt: skip
-    assert done.returncode == 2
-    assert done.stderr.startswith("there are no kernels to measure: MSR_CUDA_DISABLE_EXTENSION=1")
-
-
-def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks", *arguments], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, **environment}, timeout=600, check=False,
-    )  # fmt: skip
+@pytest.mark.usefixtures("kernels")
+def test_a_step_is_forward_and_backward_of_the_same_call() -> None:
+    outcome = runner.run_cell(CELL, settings(EAGER))
+    found = {(m.contender, m.direction): m for m in outcome.measurements}
+    for name in (EAGER, OURS):
+        ahead, back, both = (found[name, d] for d in ("forward", "backward", "step"))
+        pairs = zip(ahead.timing.samples, back.timing.samples, strict=True)
+        assert both.timing.samples == pytest.approx([a + b for a, b in pairs])
+        assert both.peak_bytes == back.peak_bytes >= ahead.peak_bytes
+        assert both.minimum_bytes == ahead.minimum_bytes + back.minimum_bytes
+        assert both.error == max(ahead.error, back.error)
 
 
 @pytest.mark.usefixtures("kernels")
-def test_a_quick_run_end_to_end(tmp_path: Path) -> None:
-    arguments = [
-        "--quick", "--device", "cpu", "--workload", "bilinear-add-relu", "--size", "1x4x8x10",
-        "--layout", "NCHW", "--dtype", "float32", "--rounds", "1", "--check", "--out",
-        str(tmp_path),
+def test_several_threads_are_timed_beside_one() -> None:
+    before = torch.get_num_threads()
+    seen: list[int] = []
+
+    def reading() -> Any:
+        seen.append(torch.get_num_threads())
+        return contenders.Reading(1.0, 1.0)
+
+    try:
+        torch.set_num_threads(2)
+        assert OURS_ONE_THREAD in contenders.functions(CELL, CPU)
+        samplers = contenders.Samplers(reading, lambda: (reading(), reading()))
+        samplers.inference()
+        samplers.with_threads(1).inference()
+        samplers.with_threads(1).training()
+        assert seen == [2, 1, 1, 1]
+        assert torch.get_num_threads() == 2
+        config = Settings(CPU, HostWatch(2), 1, (OURS_ONE_THREAD,), min_sample=1e-5)
+        outcome = runner.run_cell(CELL, config)
+        assert {m.contender for m in outcome.measurements} == {OURS, OURS_ONE_THREAD}
+        assert not outcome.wrong
+        torch.set_num_threads(1)
+        assert OURS_ONE_THREAD not in contenders.functions(CELL, CPU)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("kernels")
+@each_workload
+def test_results_do_not_depend_on_the_number_of_threads(name: str) -> None:
+    """Bit for bit, forward and backward; maps large enough that threads share them."""
+    rank = WORKLOADS[name].rank
+    size = {1: Size(2, 8, 8192), 2: Size(2, 8, 64, 96), 3: Size(1, 4, 16, 32, 32)}[rank]
+    data = Data.make(Cell(name, size, "float32", "NCHW"), CPU)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results = step(
+                lambda inputs: WORKLOADS[name].fused(inputs, "kernel"), data.plain[0],
+                data.grads[0],
+            )  # fmt: skip
+            found.append([tensor for tensors in results for tensor in tensors])
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_what_pytorch_lacks_in_half_precision_leaves_gradients_to_make() -> None:
+    data = Data.make(Cell("shrink-antialias", SMALL, "bfloat16", "NCHW"), CPU)
+    (grad,) = data.grads[0]
+    assert grad.dtype == torch.bfloat16
+    assert grad.shape == (2, 4, 5, 7)
+
+
+def test_profiled_cells_have_every_workload_in_one_dtype() -> None:
+    found = profile_calls.profiled_cells()
+    assert {cell.workload for cell in found} == set(WORKLOADS)
+    assert {cell.dtype for cell in found} == {"float16"}
+    assert {cell.layout for cell in found} == {"NCHW", "channels_last"}
+
+
+@pytest.mark.usefixtures("kernels")
+def test_only_the_second_calls_are_profiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    workload = WORKLOADS[CELL.workload]
+    fused, gradients = workload.fused, contenders.gradients
+
+    def told(inputs: contenders.Tensors, impl: Any) -> list[Tensor]:
+        log.append("forward")
+        return fused(inputs, impl)
+
+    def told_gradients(*arguments: Any) -> Any:
+        log.append("backward")
+        return gradients(*arguments)
+
+    monkeypatch.setitem(WORKLOADS, CELL.workload, dataclasses.replace(workload, fused=told))
+    monkeypatch.setattr(contenders, "gradients", told_gradients)
+    profile_calls.profile_cell(CELL, CPU, lambda on: log.append("on" if on else "off"))
+    assert log == [
+        "forward", "forward", "backward", "on", "forward", "off", "forward", "on", "backward",
+        "off",
     ]  # fmt: skip
-    done = run_command(*arguments)
-    # The goals are those of large maps; whether these tiny ones meet them is no matter.
-    assert done.returncode in (0, 1), done.stderr
-    assert "Goals, one thread" in done.stdout
-    content = results.load(tmp_path)
-    assert content["wrong"] == []
-    assert content["complete"] is True
-    assert content["command"].endswith("--check --out " + str(tmp_path))
-    assert content["commit"] == machine.commit()
-    assert content["versions"]["torch"] == str(torch.__version__)
-    assert content["versions"]["msr_cuda"] == msr_cuda.__version__
-    assert content["versions"]["python"] == sys.version.split()[0]
-    assert content["machine"]["threads"] == 1
-    assert content["machine"]["cpu"]
-    assert content["measured"]["rounds"] == 1
-    assert "freed memory" in content["measured"]["allocator"] or sys.platform != "linux"
-    assert content["copy_bytes_per_second"] > 0
-    places = {(m["contender"], m["direction"]) for m in content["measurements"]}
-    compiled = not any(COMPILED in text for text in content["left_out"])
-    names = (EAGER, OURS, *([COMPILED] if compiled else []))
-    assert places == {(name, direction) for name in names for direction in contenders.DIRECTIONS}
-    for m in content["measurements"]:
-        assert m["median_seconds"] > 0
-        assert m["host_seconds"] > 0
-        assert m["peak_bytes"] > 0
-    with open(tmp_path / "benchmarks.csv", encoding="utf-8", newline="") as file:
-        assert len(list(csv.DictReader(file))) == len(content["measurements"])
-
-
-@pytest.mark.usefixtures("kernels")
-def test_a_run_whose_time_is_up_says_what_is_left(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = results.Run(FACTS)
-    config = settings(EAGER)
-    command.run([CELL] * 3, config, run, tmp_path, budget=-1.0)
-    assert run.left_out == ["3 cells: -1 s were up"]
-    assert not run.complete
-    command.run([CELL], config, run, tmp_path, budget=None)
-    assert run.complete
-    assert "[1/1, 0 s] bilinear-add-relu" in capsys.readouterr().err
-
-
-def test_facts_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = machine.machine_facts(CPU)
-    assert facts["gpu"] is None
-    assert facts["cpu_cores"] >= 1
-    assert json.dumps(facts)
-    assert machine.version_facts("no-such-package")["no-such-package"] is None
-    assert machine.slug("NVIDIA H200") == "nvidia-h200"
-    monkeypatch.setattr(machine, "ROOT", Path("/"))
-    assert machine.commit() is None or (Path("/") / ".git").exists()

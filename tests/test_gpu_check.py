@@ -22,7 +22,9 @@ from benchmarks import gpu_check, sanitizer_calls
 from benchmarks.gpu_check import FAILED, LEFT_OUT, PASSED, TIMED_OUT, Command, Result, Stage
 from msr_cuda import _extension, _info
 
-OPTIONS = argparse.Namespace(pytest="-k nearest", benchmarks="--quick", commit=None)
+OPTIONS = argparse.Namespace(
+    pytest="-k nearest", benchmarks="--quick", models="--rounds 5", commit=None
+)
 
 
 def python(program: str, **environment: str) -> Command:
@@ -198,12 +200,57 @@ def test_the_plan(tmp_path: Path) -> None:
     (benchmarks,) = words["benchmarks"]
     assert benchmarks[1:5] == ["-m", "benchmarks", "--device", "cuda"]
     assert benchmarks[-3:] == ["--budget", "240", "--quick"]
+    (profile,) = words["profile"]
+    assert Path(profile[0]).name == "ncu"
+    assert profile[profile.index("--log-file") + 1] == str(tmp_path / "ncu.csv")
+    assert profile[-4:] == ["-m", "benchmarks.profile_calls", "--seconds", "240"]
+    (models,) = words["models"]
+    assert models[1:5] == ["-m", "benchmarks.models", "--device", "cuda"]
+    assert models[-4:] == ["--budget", "210", "--rounds", "5"]
+    # What few machines have may be missing; the rest may not.
+    assert [s.name for s in stages if s.optional] == ["profile"]
     (only,) = gpu_check.plan(tmp_path, ["sanitizer"], OPTIONS)
     assert only.name == "sanitizer"
-    given = argparse.Namespace(pytest="", benchmarks="--workload fpn", commit="abc")
-    (with_commit,) = gpu_check.plan(tmp_path, ["benchmarks"], given)
-    (command,) = with_commit.commands(300.0)
-    assert command.words[-4:] == ["--workload", "fpn", "--commit", "abc"]
+    given = argparse.Namespace(pytest="", benchmarks="--workload fpn", models="", commit="abc")
+    for name in ("benchmarks", "models"):
+        (with_commit,) = gpu_check.plan(tmp_path, [name], given)
+        (command,) = with_commit.commands(300.0)
+        assert command.words[-2:] == ["--commit", "abc"]
+
+
+@pytest.mark.parametrize("name", ["benchmarks", "models"])
+def test_the_commands_of_the_plan_can_be_parsed(name: str, tmp_path: Path) -> None:
+    """On a GPU's behalf: the arguments that the check passes on exist."""
+    (stage,) = gpu_check.plan(tmp_path, [name], OPTIONS)
+    (command,) = stage.commands(300.0)
+    words = [word if word != "cuda" else "cpu" for word in command.words[1:]]
+    done = subprocess.run(
+        [sys.executable, *words, "--list"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "unet" in done.stdout
+
+
+def test_the_profile_needs_a_gpu_but_no_ncu_to_be_parsed() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.profile_calls", "--seconds", "-1"], cwd=ROOT,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if torch.cuda.is_available():
+        assert done.returncode == 0
+    else:
+        assert done.returncode == 2
+        assert "it needs a CUDA device" in done.stderr
+
+
+def test_what_is_optional_may_be_left_out_but_not_fail(tmp_path: Path) -> None:
+    for optional, passed in ((True, True), (False, False)):
+        absent = stage("profile", python("pass"), missing=lambda: ["ncu"], optional=optional)
+        found = run(tmp_path, absent)
+        assert found[0].status == LEFT_OUT
+        assert (gpu_check.conclude(tmp_path, {}, found) == 0) is passed
+    failing = run(tmp_path, stage("profile", python("raise SystemExit(1)"), optional=True))
+    assert gpu_check.conclude(tmp_path, {}, failing) == 1
 
 
 def test_the_build_is_not_believed_without_cuda_kernels() -> None:
@@ -279,8 +326,12 @@ def run_py(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
     found.set = lambda **values: module_globals.update(values)
     found.set(
         run=started, PYTHON=tmp_path / "python", parent_has_torch=lambda: True,
-        prepare=lambda: found.started.append("prepare"), setup=lambda: None,
+        prepare=lambda: found.started.append("prepare"),
+        setup=lambda: {"torch": {"version": "2.13.0"}},
         install_basics=lambda needed: None,
+        install_optional=lambda groups, consequence: found.started.append(
+            " ".join(group.name for group in groups)
+        ),
     )  # fmt: skip
     return found
 
@@ -306,9 +357,14 @@ def test_bench_is_quick_unless_told_otherwise(run_py: SimpleNamespace, tmp_path:
     run_py.bench_command([])
     run_py.bench_command(["--workload", "fpn"])
     python = str(tmp_path / "python")
+    run_py.bench_command(["models", "--model", "unet3d"])
     assert run_py.started == [
+        "matplotlib",
         [python, "-m", "benchmarks", "--quick"],
+        "matplotlib",
         [python, "-m", "benchmarks", "--workload", "fpn"],
+        "torchvision matplotlib timm segmentation_models_pytorch ultralytics",
+        [python, "-m", "benchmarks.models", "--model", "unet3d"],
     ]
 
 
@@ -339,6 +395,17 @@ def test_counts_of_reports(tmp_path: Path) -> None:
     assert gpu_check.benchmark_counts(written) == "no results were written"
     written.write_text(json.dumps({"complete": False, "measurements": [1, 2], "wrong": []}))
     assert gpu_check.benchmark_counts(written) == "2 measurements, not all cells, 0 wrong"
+
+    profiled = tmp_path / "ncu.csv"
+    assert gpu_check.ncu_counts(profiled) == "no kernel was profiled"
+    share = gpu_check.NCU_METRICS[1]
+    profiled.write_text(
+        f'==PROF== Connected to process 1\n"ID","Kernel Name","{share}"\n"","","%"\n'
+        '"0","expand(int, int)","71.5"\n"1","reduce","60.25"\n"2","gather","80.75"\n'
+    )
+    assert gpu_check.ncu_counts(profiled) == (
+        "3 kernels, DRAM throughput 60 to 81 % of its peak, median 72 %"
+    )
 
     log.write_text("msr_cuda: one\nother\nmsr_cuda: two\n")
     assert gpu_check.last_line(log, r"^msr_cuda: .*") == "msr_cuda: two"

@@ -1,0 +1,189 @@
+"""The figures of README.md, made from committed result files.
+
+``python -m benchmarks.summary --readme`` writes them. They stand between two markers, the first of
+which names the folder they are made from, so that a test can make them again and compare.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import JSON_NAME, MODELS_JSON_NAME, goals, machine
+from .contenders import PEERS
+from .host import HostTime
+from .models.table import models_table
+from .results import Row, load
+from .runner import DIRECT
+from .summary import first_dtype, heading, large_rows
+from .text import markdown
+from .workloads import LAYOUTS
+
+README = machine.ROOT / "README.md"
+_BEGIN = "<!-- made by `python -m benchmarks.summary --readme` from {} -->"
+_END = "<!-- end of what was made -->"
+_BLOCK = re.compile(
+    re.escape(_BEGIN).replace(r"\{\}", "(?P<folder>[^\n]+?)") + "\n.*?" + re.escape(_END), re.DOTALL
+)
+#: Cells that are named where a peer is faster.
+MOST_LOSSES = 12
+_SHOWN = ("inference", "backward")
+_PLOTS = {
+    "speedup.png": "speed-up by workload",
+    "roofline.png": "bytes per second against a copy",
+    "memory.png": "peak memory",
+    "models.png": "whole models",
+}
+
+
+def rewrite(folder: Path | None, readme: Path = README) -> str:
+    """Replaces the figures.
+
+    Args:
+        folder: with the results; None: the one that the README names.
+        readme: the file, in the root of the checkout.
+
+    Returns:
+        The folder, as the README names it.
+
+    Raises:
+        ValueError: the README has no markers, or the folder lies outside of the checkout.
+    """
+    text = readme.read_text(encoding="utf-8")
+    found = _find(text, readme)
+    if folder is None:
+        name = found["folder"]
+    else:
+        path = folder.resolve()
+        if not path.is_relative_to(readme.parent):
+            raise ValueError(f"{folder}: expected a folder of the checkout {readme.parent}")
+        name = path.relative_to(readme.parent).as_posix()
+    made = block(readme.parent, name)
+    readme.write_text(text[: found.start()] + made + text[found.end() :], encoding="utf-8")
+    return name
+
+
+def current(readme: Path = README) -> tuple[str, str]:
+    """What stands in the README now, and the folder that it names.
+
+    Raises:
+        ValueError: the README has no markers.
+    """
+    found = _find(readme.read_text(encoding="utf-8"), readme)
+    return found[0], found["folder"]
+
+
+def _find(text: str, readme: Path) -> re.Match[str]:
+    found = _BLOCK.search(text)
+    if found is None:
+        raise ValueError(f"{readme}: expected the markers {_BEGIN.format('DIR')} and {_END}")
+    return found
+
+
+def block(root: Path, name: str) -> str:
+    """The text with its markers.
+
+    Args:
+        root: of the checkout.
+        name: of the folder with the results, relative to it.
+    """
+    folder = root / name
+    content = load(folder)
+    rows = [row for row in content["measurements"] if row["launch"] == DIRECT]
+    parts = [
+        _BEGIN.format(name),
+        _introduction(content, name, rows),
+        speedup_table(rows),
+        losses(rows),
+    ]
+    if content.get("host"):
+        parts += [
+            "What a call on a tiny map costs, in microseconds of the host's time:",
+            host_table([HostTime(**row) for row in content["host"]]),
+        ]
+    if (folder / MODELS_JSON_NAME).exists():
+        models = json.loads((folder / MODELS_JSON_NAME).read_text(encoding="utf-8"))
+        parts += [
+            f"Whole models with random weights, by `{models['command']}` ({heading(models)}):",
+            models_table(models["measurements"]),
+        ]
+    plots = [
+        f"[{about}]({name}/{file})" for file, about in _PLOTS.items() if (folder / file).exists()
+    ]
+    if plots:
+        parts.append("Plots: " + ", ".join(plots) + ".")
+    return "\n\n".join([*parts, _END])
+
+
+def _introduction(content: dict[str, Any], name: str, rows: Sequence[Row]) -> str:
+    peers = ", ".join(_peers(rows))
+    return (
+        f"How many times msr_cuda's time others take ({peers}): large maps, the least over the "
+        f"sizes.\n{heading(content)}; by `{content['command']}`.\n"
+        f"All of it: [{name}/{JSON_NAME}]({name}/{JSON_NAME})."
+    )
+
+
+def _peers(rows: Sequence[Row]) -> list[str]:
+    return [peer for peer in PEERS if any(row["contender"] == peer for row in rows)]
+
+
+def speedup_table(rows: Sequence[Row]) -> str:
+    """Workloads in the first dtype, then in the second where --quick has it."""
+    large, peers = large_rows(rows), _peers(rows)
+    least: dict[tuple[str, ...], float] = {}
+    for row in large:
+        if row["contender"] in peers and row["times_ours"] is not None:
+            key = tuple(row[k] for k in ("workload", "dtype", "layout", "direction", "contender"))
+            least[key] = min(least.get(key, float("inf")), row["times_ours"])
+    layouts = [layout for layout in LAYOUTS if any(row["layout"] == layout for row in large)]
+    columns = [(layout, direction) for layout in layouts for direction in _SHOWN]
+    kinds = dict.fromkeys((row["workload"], row["dtype"]) for row in large)
+    first = first_dtype(rows)
+    body = []
+    for workload, dtype in sorted(kinds, key=lambda kind: kind[1] != first):
+        if dtype != first and workload not in goals.IN_EVERY_DTYPE:
+            continue
+        line = [workload, dtype]
+        for layout, direction in columns:
+            values = [least.get((workload, dtype, layout, direction, peer)) for peer in peers]
+            line.append(", ".join("-" if v is None else f"{v:.2f}" for v in values))
+        body.append(line)
+    header = ["workload", "dtype", *(f"{layout} {direction}" for layout, direction in columns)]
+    return markdown(header, body, 2)
+
+
+def losses(rows: Sequence[Row]) -> str:
+    """How many cells are lost to the best peer, and the kinds of cells they are of."""
+    found = goals.standings(large_rows(rows))
+    lost = [standing for standing in found if standing.lost]
+    text = (
+        f"Of {len(found)} directions of large cells, {len(found) - len(lost)} are at least as fast "
+        "as the best peer"
+    )
+    if not lost:
+        return text + "."
+    worst = sorted(lost, key=lambda standing: standing.ratio)[:MOST_LOSSES]
+    lines = [
+        f"- {s.place}, {s.direction}: {s.peer} takes {s.ratio:.2f} of msr_cuda's time"
+        for s in worst
+    ]
+    if len(lost) > len(worst):
+        lines.append(
+            f"- and {len(lost) - len(worst)} more, less so (`python -m benchmarks --check`)"
+        )
+    return text + "; slower are:\n\n" + "\n".join(lines)
+
+
+def host_table(found: Sequence[HostTime]) -> str:
+    """A line per way, columns by workload and kind."""
+    columns = list(dict.fromkeys((row.workload, row.kind) for row in found))
+    times = {(row.way, row.workload, row.kind): row.median_seconds for row in found}
+    body = []
+    for way in dict.fromkeys(row.way for row in found):
+        values = [times.get((way, *column)) for column in columns]
+        body.append([way, *("-" if v is None else f"{v * 1e6:.1f}" for v in values)])
+    return markdown(["", *(f"{name}, {kind}" for name, kind in columns)], body, 1)
