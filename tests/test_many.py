@@ -242,3 +242,24 @@ def test_errors_name_the_job() -> None:
     for error, message, jobs in calls:
         with pytest.raises(error, match=message):
             msr_cuda.resample_sum_many(jobs)
+
+
+@pytest.mark.parametrize("activation", [None, "gelu"])
+def test_short_rows_do_not_depend_on_the_number_of_threads(activation: str | None) -> None:
+    """Short rows are finished together: which ones must not follow from who does them."""
+    maps = [torch.randn(2, 3, *size) for size in ((1, 1), (256, 21), (100, 21))]
+    weights = torch.randn(1, 3, 1, 256, 21)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for number in (1, 2, 5):
+            torch.set_num_threads(number)
+            results.append(
+                msr_cuda.resample_sum(
+                    maps, (256, 21), weights=weights, mode="linear", activation=activation,
+                    impl="kernel",
+                )
+            )  # fmt: skip
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(result, results[0]) for result in results)

@@ -4,13 +4,13 @@
 // channels_last it is written pixel by pixel, from all branches at once: from up to two rows of a
 // branch where they lie, or from one into which more of them were combined first. Along the
 // width of one channel the resampling comes first: it is the dearer part, and its results serve all
-// output rows that read the same source row; then they are combined, and the last branch of a sum
-// finishes and stores it. Rows that the row operations cannot walk are copied first. Chunks of rows
-// are the unit of threading; they depend on the sizes alone.
+// output rows that read the same source row. Where there are more source rows than rows of the
+// output, they are combined before. Then the rows of all branches are summed and finished at once.
+// Rows that the row operations cannot walk are copied first. Chunks of rows are the unit of
+// threading; they depend on the sizes alone.
 #pragma once
 
 #include <algorithm>
-#include <optional>
 #include <vector>
 
 #include "rows_cpu.h"
@@ -117,7 +117,9 @@ class GatherCpu {
     int64_t offset = begin * rows_per_chunk_ * rows_.width * rows_.channels;
     Position p = position_of(out, offset);
     for (int64_t row = begin * rows_per_chunk_; row < last;) {
-      const int64_t together = rows_together(p, last - row);
+      // Not beyond the chunk: which rows a thread does may not show in a bit.
+      const int64_t chunk_end = std::min(last, (row / rows_per_chunk_ + 1) * rows_per_chunk_);
+      const int64_t together = rows_together(p, chunk_end - row);
       if (together > 1) {
         run_tile(p, 0, together * rows_.width, offset, scratch);
         offset += together * rows_.width;
@@ -211,7 +213,7 @@ class GatherCpu {
   struct Target {
     const void* base;  // or null
     void* to;
-    Finish finish;
+    const Finish& finish;
   };
 
   static constexpr Finish kKeep{nullptr, nullptr, false, kSumType<acc_t>};
@@ -490,10 +492,11 @@ class GatherCpu {
   }
 
   // target = finish(base + the listed rows), which are copied first if they cannot be walked.
-  void combine(DType dtype, Stretch stretch, const Target& target, Scratch& scratch,
+  void combine(DType dtype, const Stretch& stretch, const Target& target, Scratch& scratch,
                int32_t first = 0) const {
     const void** rows = scratch.taps.data() + first;
     int32_t count = scratch.count - first;
+    int64_t column_stride = stretch.column_stride;
     if (count == 0) {  // nothing is read: zero times a row of zeros
       const int64_t length = stretch.numel();
       acc_t* zeros = room(scratch.copies, length);
@@ -502,7 +505,7 @@ class GatherCpu {
       scratch.weights[first] = acc_t(0);
       count = 1;
       dtype = kKeep.dtype;
-      stretch.column_stride = stretch.channels;
+      column_stride = stretch.channels;
     } else if (!stretch.is_vectorizable() || !takes<acc_t>(dtype, target.finish.dtype)) {
       const int64_t length = stretch.numel();
       acc_t* copy = room(scratch.copies, count * length);
@@ -511,24 +514,23 @@ class GatherCpu {
         rows[i] = copy;
       }
       dtype = kKeep.dtype;
-      stretch.column_stride = stretch.channels;
+      column_stride = stretch.channels;
     }
-    CombineArgs<acc_t> args{target.to,
-                            target.base,
-                            rows,
-                            nullptr,
-                            scratch.weights.data() + first,
-                            count,
-                            dtype,
-                            stretch.columns,
-                            stretch.channels,
-                            stretch.column_stride,
-                            0,
-                            target.finish};
-    if (!params_.out.channels_last) {  // pixels of one channel are one long run
-      args.columns = 1;
-      args.channels = stretch.columns;
-    }
+    // One by one: a list would be cleared before, which short rows notice.
+    CombineArgs<acc_t> args;
+    args.to = target.to;
+    args.base = target.base;
+    args.rows = rows;
+    args.gates = nullptr;
+    args.weights = scratch.weights.data() + first;
+    args.count = count;
+    args.dtype = dtype;
+    // Pixels of one channel are one long run.
+    args.columns = params_.out.channels_last ? stretch.columns : 1;
+    args.channels = params_.out.channels_last ? stretch.channels : stretch.columns;
+    args.row_stride = column_stride;
+    args.gate_stride = 0;
+    args.finish = target.finish;
     ops_.combine(args);
   }
 

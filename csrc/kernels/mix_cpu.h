@@ -2,8 +2,9 @@
 // channels_last maps or per pixel, maxima, max-pooled branches, all activations and their
 // derivatives, results in a caller's memory.
 //
-// Branches are resampled one by one into tiles that stay in the first-level cache; there they are
-// weighted, reduced and finished. Chunks of rows are the unit of threading.
+// Branches are resampled into tiles that stay in the first-level cache, all of a sum at once if
+// that is all it takes; there they are weighted, reduced and finished, in the result's own memory
+// where that holds such values. Chunks of rows are the unit of threading.
 #pragma once
 
 #include <algorithm>
@@ -52,8 +53,10 @@ class MixCpu {
     int64_t offset = begin * per_chunk * rows_.width * rows_.channels;
     Position p = position_of(out, offset);
     for (int64_t row = begin * per_chunk; row < last;) {
-      // Short rows of a channel are finished together.
-      const int64_t rest = std::min(last - row, out.size[3] - p.at[1]);
+      // Short rows of a channel are finished together, but those of a chunk alone: which rows a
+      // thread does may not show in a bit.
+      const int64_t chunk_end = std::min(last, (row / per_chunk + 1) * per_chunk);
+      const int64_t rest = std::min(chunk_end - row, out.size[3] - p.at[1]);
       const int64_t rows = params_.dense && !out.channels_last
                                ? std::clamp<int64_t>(branches_.tile() / rows_.width, 1, rest)
                                : 1;

@@ -45,16 +45,11 @@ inline bool strides_allow(const Map& map, int axis, int64_t vector) {
   return address_allows(map, vector);
 }
 
-inline bool same_axis(const Axis& a, const Axis& b) {
-  return a.in_size == b.in_size && a.rule == b.rule && a.nearest_scale == b.nearest_scale &&
-         a.scale == b.scale;
-}
-
 // Whether two branches can share one read of the gradient.
 inline bool read_alike(const SpreadParams& params, int a, int b) {
   const Branch &x = params.branches[a], &y = params.branches[b];
   return x.channel_begin == y.channel_begin && x.map.size[1] == y.map.size[1] &&
-         is_broadcast(params, a) == is_broadcast(params, b) && same_axis(x.axis[0], y.axis[0]);
+         is_broadcast(params, a) == is_broadcast(params, b) && same_taps(x.axis[0], y.axis[0]);
 }
 
 // Whether two maps of the same sizes have the same strides where those matter.

@@ -111,6 +111,13 @@ struct Axis {
   // a window, in elements.
 };
 
+// Whether two axes have the same taps.
+inline bool same_taps(const Axis& a, const Axis& b) {
+  return a.in_size == b.in_size && a.out_size == b.out_size && a.rule == b.rule &&
+         a.transposed == b.transposed && a.padding == b.padding && a.scale == b.scale &&
+         a.inverse == b.inverse;
+}
+
 inline Axis transposed(Axis axis) {
   axis.transposed = !axis.transposed;
   return axis;

@@ -2,7 +2,8 @@
 // element types and taps.
 //
 // Each branch is written row by row, a row in tiles. Per tile the rows of the incoming gradient are
-// first combined over batch, depth and height, then along the width. The unit of threading, and of
+// first combined over batch, depth and height, then along the width; a few taps of channels_last
+// pixels are summed where they lie. The unit of threading, and of
 // the sums for the weights' gradients, is the same share of every branch's rows, so that branches
 // find the gradient's rows in the cache; units depend on the sizes alone, so results do not depend
 // on the number of threads.
@@ -449,19 +450,21 @@ class SpreadCpu {
     }
     const int64_t runs = t.one_run ? 1 : columns;
     const int64_t channels = t.one_run ? length : stretch.channels;
-    CombineArgs<acc_t> args{to,
-                            nullptr,
-                            scratch.taps.data(),
-                            t.gate ? scratch.gates.data() : nullptr,
-                            scratch.weights.data(),
-                            scratch.count,
-                            grad.dtype,
-                            runs,
-                            channels,
-                            t.one_run ? length : stretch.column_stride,
-                            grad.size[1] / 8,
-                            how,
-                            static_cast<acc_t>(params_.gate_off)};
+    // One by one: a list would be cleared before, which short rows notice.
+    CombineArgs<acc_t> args;
+    args.to = to;
+    args.base = nullptr;
+    args.rows = scratch.taps.data();
+    args.gates = t.gate ? scratch.gates.data() : nullptr;
+    args.weights = scratch.weights.data();
+    args.count = scratch.count;
+    args.dtype = grad.dtype;
+    args.columns = runs;
+    args.channels = channels;
+    args.row_stride = t.one_run ? length : stretch.column_stride;
+    args.gate_stride = grad.size[1] / 8;
+    args.finish = how;
+    args.gate_off = static_cast<acc_t>(params_.gate_off);
     if (scratch.count <= kMostAtOnce) return ops_.combine(args);
     // More rows than a walk along all of them at once finds in the cache. They are added up in
     // blocks, and those in larger ones: a single long sum would lose digits.

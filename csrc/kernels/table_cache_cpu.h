@@ -11,12 +11,6 @@ namespace msr {
 // What a table is prepared for beyond its plain lists.
 enum class TableUse { kLists, kBlocks, kPairs };
 
-inline bool same_taps(const Axis& a, const Axis& b) {
-  return a.in_size == b.in_size && a.out_size == b.out_size && a.rule == b.rule &&
-         a.transposed == b.transposed && a.padding == b.padding && a.scale == b.scale &&
-         a.inverse == b.inverse;
-}
-
 // The latest tables of a thread, as many as a small network has.
 template <typename acc_t>
 class TableCache {

@@ -26,10 +26,14 @@ from ._pyramid import PyramidFunction, pyramid
 
 __all__ = ["Gather", "Plan", "gather", "gather_into", "many", "resample_levels"]
 
-# Function.apply without its checks for torch.func, which has the reference run instead.
-_apply_gather = super(torch.autograd.Function, GatherFunction).apply
-_apply_extended = super(torch.autograd.Function, ExtendedFunction).apply
-_unwrap_if_dead = torch._C._functorch.unwrap_if_dead
+# Function.apply does these two steps after checks for torch.func, under which the reference runs.
+# They are private to torch: without them, as a later release may be, Function.apply does it.
+_unwrap_if_dead = getattr(torch._C._functorch, "unwrap_if_dead", None)
+if _unwrap_if_dead is None:
+    _apply_gather, _apply_extended = GatherFunction.apply, ExtendedFunction.apply
+else:
+    _apply_gather = super(torch.autograd.Function, GatherFunction).apply
+    _apply_extended = super(torch.autograd.Function, ExtendedFunction).apply
 
 
 def gather(
@@ -79,13 +83,14 @@ def _differentiable(
         if extended:
             return ExtendedFunction.apply(plan.numbers(), weights, pixel_weights, *inputs)
         return GatherFunction.apply(plan.numbers(), weights, None, *inputs)
-    # What a torch.func transform left behind is a wrapper around the tensor.
-    inputs = [_unwrap_if_dead(x) for x in inputs]
-    if weights is not None:
-        weights = _unwrap_if_dead(weights)
-    if extended:
+    if _unwrap_if_dead is not None:
+        # What a torch.func transform left behind is a wrapper around the tensor.
+        inputs = [_unwrap_if_dead(x) for x in inputs]
+        if weights is not None:
+            weights = _unwrap_if_dead(weights)
         if pixel_weights is not None:
             pixel_weights = _unwrap_if_dead(pixel_weights)
+    if extended:
         return _apply_extended(plan, weights, pixel_weights, *inputs)
     return _apply_gather(plan, weights, None, *inputs)
 
