@@ -245,10 +245,12 @@ def test_errors_name_the_job() -> None:
 
 
 @pytest.mark.parametrize("activation", [None, "gelu"])
-def test_short_rows_do_not_depend_on_the_number_of_threads(activation: str | None) -> None:
+def test_short_rows_do_not_depend_on_the_number_of_threads(
+    activation: str | None, kernel: str
+) -> None:
     """Short rows are finished together: which ones must not follow from who does them."""
-    maps = [torch.randn(2, 3, *size) for size in ((1, 1), (256, 21), (100, 21))]
-    weights = torch.randn(1, 3, 1, 256, 21)
+    maps = [torch.randn(2, 3, *size, device=kernel) for size in ((1, 1), (256, 21), (100, 21))]
+    weights = torch.randn(1, 3, 1, 256, 21, device=kernel)
     threads = torch.get_num_threads()
     results = []
     try:
