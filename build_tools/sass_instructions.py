@@ -391,6 +391,40 @@ def _float_minimum(block: Block, parts: list[str], operands: list[str]) -> Calla
     )
 
 
+def _half_maximum(block: Block, parts: list[str], operands: list[str]) -> Callable[[], None]:
+    """HMNMX2: pairs of halves against zero, the larger of each."""
+    target, pair, zero, which = operands
+    if parts not in (["NAN"], ["BF16_V2", "NAN"]) or zero != "RZ.H0_H0" or which != "!PT":
+        raise MachineError(f"maximum of halves {parts} {operands}")
+    value = block.integer(pair)
+    infinity = np.uint32(0x7C00 if parts == ["NAN"] else 0x7F80)
+
+    def run() -> None:
+        result = np.zeros(block.threads, np.uint32)
+        for shift in (np.uint32(0), np.uint32(16)):
+            half = value() >> shift & np.uint32(0xFFFF)
+            is_nan = (half & np.uint32(0x7FFF)) > infinity
+            kept = np.where(is_nan, 0x7FFF, np.where(half & np.uint32(0x8000), 0, half))
+            result |= kept.astype(np.uint32) << shift
+        block.write(target, result)
+
+    return run
+
+
+def _float_set(block: Block, parts: list[str], operands: list[str]) -> Callable[[], None]:
+    """FSET.BF.GTU: 1.0 where the first is larger or either is no number, else 0."""
+    target, a_text, b_text, other = operands
+    if parts != ["BF", "GTU", "AND"] or other != "PT":
+        raise MachineError(f"comparison to a number {parts} {operands}")
+    a, b = block.number(a_text), block.number(b_text)
+
+    def run() -> None:
+        is_set = ~(np.broadcast_to(a(), block.threads) <= b())
+        block.write(target, _as_bits(is_set.astype(np.float32)))
+
+    return run
+
+
 def _dadd(block: Block, parts: list[str], operands: list[str]) -> Callable[[], None]:
     a, b = block.double(operands[1]), block.double(operands[2])
     return lambda: block.write_pair(operands[0], np.broadcast_to(a() + b(), block.threads))
@@ -603,7 +637,8 @@ HANDLERS: dict[str, Callable[[Block, list[str], list[str]], Callable[[], None]]]
     "LEA": _lea, "LOP3": _lop3, "PLOP3": _plop3, "ISETP": _isetp, "SEL": _select,
     "FSEL": _select_float, "PRMT": _permute, "SHF": _shift, "MOV": _move, "CS2R": _clear,
     "S2R": _special, "S2UR": _special, "R2UR": _move, "IABS": _absolute, "FADD": _fadd,
-    "FMUL": _fmul, "FFMA": _ffma, "FMNMX": _float_minimum, "DADD": _dadd, "DMUL": _dmul,
+    "FMUL": _fmul, "FFMA": _ffma, "FMNMX": _float_minimum,
+    "HMNMX2": _half_maximum, "FSET": _float_set, "DADD": _dadd, "DMUL": _dmul,
     "DFMA": _dfma, "HADD2": _half_float, "HFMA2": _half_constant, "F2FP": _pack, "I2F": _to_float,
     "I2FP": _to_float, "F2I": _to_integer, "FRND": _round, "F2F": _convert, "MUFU": _reciprocal,
     **MEMORY_HANDLERS, "SHFL": _shuffle, "VOTEU": _vote,

@@ -102,17 +102,17 @@ __device__ __forceinline__ void accumulate(float (&sum)[V], float coefficient,
 constexpr float kNoTap = -0.0f;
 
 // Step `step` of a strip that begins at position `begin`.
-__device__ __forceinline__ WalkTap make_walk_tap(const Axis& axis, int32_t begin, int32_t step,
-                                                 float branch_weight) {
+__device__ __forceinline__ void set_walk_tap(WalkTap& tap, const Branch& branch, int walked,
+                                             int32_t begin, int32_t step, float branch_weight) {
+  const Axis& axis = branch.axis[walked];
   const int32_t position = begin + step;
   const Range range = support(axis, position);
   const bool two = range.end - range.begin == 2;
-  WalkTap tap;
   tap.first = branch_weight * weight<float>(axis, position, range.begin);
   tap.second = two ? branch_weight * weight<float>(axis, position, range.begin + 1) : kNoTap;
   tap.load = range.begin;
   tap.pushes = two ? 2 : -2;
-  if (step == 0) return tap;
+  if (step == 0) return;
   const Range before = support(axis, position - 1);
   const bool had_two = before.end - before.begin == 2;
   if (range.begin == before.begin && two == had_two) {
@@ -121,7 +121,46 @@ __device__ __forceinline__ WalkTap make_walk_tap(const Axis& axis, int32_t begin
     tap.load = range.begin + 1;
     tap.pushes = two ? 1 : -1;
   }
-  return tap;
+}
+
+// How many neighbouring columns of the result have the same taps: 2, 4 or 8 for maps of exactly
+// that many times fewer columns, or 1 for all others. A thread then loads what its columns share
+// once. The first taps of linear columns change half a factor after those of nearest ones.
+__device__ __forceinline__ int32_t shared_columns(const Axis& axis) {
+  const bool is_nearest = axis.rule == Rule::kNearest || axis.rule == Rule::kNearestExact;
+  if (!is_nearest && axis.rule != Rule::kLinearRational) return 1;
+#pragma unroll
+  for (int32_t factor = 2; factor <= 8; factor *= 2) {
+    if (axis.out_size / factor != axis.in_size || axis.out_size % factor != 0) continue;
+    // Another scale may have been asked for; and floats have the halves of 2^23 numbers.
+    const bool is_exact = axis.nearest_scale * factor == 1.0f && axis.out_size <= 1 << 23;
+    return !is_nearest || is_exact ? factor : 1;
+  }
+  return 1;
+}
+
+// function(factor) with what shared_columns() returned as a constant.
+template <typename Function>
+__device__ __forceinline__ void with_shared_columns(int32_t factor, const Function& function) {
+  switch (factor) {
+    case 2:
+      return function(std::integral_constant<int, 2>());
+    case 4:
+      return function(std::integral_constant<int, 4>());
+    case 8:
+      return function(std::integral_constant<int, 8>());
+    default:
+      return function(std::integral_constant<int, 1>());
+  }
+}
+
+__device__ __forceinline__ void set_walk_tap(SingleTap& tap, const Branch& branch, int walked,
+                                             int32_t begin, int32_t step, float branch_weight) {
+  const int64_t element_bytes = element_size(branch.map.dtype);
+  tap.coefficient = branch_weight;
+  tap.load = support(branch.axis[walked], begin + step).begin;
+  tap.pitch = static_cast<uint32_t>(branch.map.stride[2 + walked] * element_bytes);
+  tap.columns = shared_columns(branch.axis[2]);
 }
 
 // Where the table of a block's columns keeps column `column` of its tile: the entries of one thread
@@ -153,22 +192,22 @@ struct ColumnTable {
 };
 
 __device__ __forceinline__ void set_column_tap(ColumnTap& entry, const Axis& axis, int32_t column,
-                                               uint32_t step_bytes) {
+                                               uint32_t pitch) {
   const LineTaps taps = line_taps(axis, column);
-  entry = {static_cast<uint32_t>(taps.first) * step_bytes, taps.fraction};
+  entry = {static_cast<uint32_t>(taps.first) * pitch, taps.fraction};
 }
 
 __device__ __forceinline__ void set_column_tap(uint32_t& entry, const Axis& axis, int32_t column,
-                                               uint32_t step_bytes) {
+                                               uint32_t pitch) {
   const int32_t past_end = kFaultOutOfBoundsRead ? 1 : 0;
-  entry = static_cast<uint32_t>(support(axis, column).begin + past_end) * step_bytes;
+  entry = static_cast<uint32_t>(support(axis, column).begin + past_end) * pitch;
 }
 
 // The tables of the branches of up to two taps of a job: the walked axis of each, then the columns
-// of each. With kept rows a step loads what is new; without, every step is like a first one.
-template <typename T, int V, bool kChannelsLast, bool kKeepsRows, typename Entry>
+// of each.
+template <typename T, int V, bool kChannelsLast, typename Tap, typename Entry>
 __device__ __forceinline__ void fill_tables(const GatherParams& gather, const Share& share,
-                                            const float* weights, WalkTap* walk, Entry* columns) {
+                                            const float* weights, Tap* walk, Entry* columns) {
   constexpr int kWalked = kChannelsLast ? 2 : 1;  // of the spatial axes
   const ExpandJob& job = share.job;
   const uint32_t table_columns = job.tile * V;
@@ -178,27 +217,53 @@ __device__ __forceinline__ void fill_tables(const GatherParams& gather, const Sh
     const uint32_t entries = static_cast<uint32_t>(share.steps) + (kFaultSharedOverflow ? 1 : 0);
     for (uint32_t i = threadIdx.x; i < entries; i += blockDim.x) {
       const auto step = static_cast<int32_t>(i);
-      walk[s * job.steps + i] =
-          kKeepsRows ? make_walk_tap(branch.axis[kWalked], share.begin, step, branch_weight)
-                     : make_walk_tap(branch.axis[kWalked], share.begin + step, 0, branch_weight);
+      set_walk_tap(walk[s * job.steps + i], branch, kWalked, share.begin, step, branch_weight);
     }
     if (kChannelsLast) continue;
-    const auto step_bytes = static_cast<uint32_t>(branch.map.stride[4] * sizeof(T));
+    const auto pitch = static_cast<uint32_t>(branch.map.stride[4]);
     for (uint32_t i = threadIdx.x; i < table_columns; i += blockDim.x) {
       const uint32_t column = share.tile_begin * V + i;
       if (column >= job.width * V) break;
       set_column_tap(columns[s * table_columns + ColumnTable<Entry, V>::slot(i, job.tile)],
-                     branch.axis[2], static_cast<int32_t>(column), step_bytes);
+                     branch.axis[2], static_cast<int32_t>(column), pitch);
     }
   }
 }
-
-// ---- one branch, on one line --------------------------------------------------------------------
 
 // Where row or pixel `index` begins, behind the first: one wide multiplication.
 __device__ __forceinline__ uint64_t scaled(int32_t index, uint32_t pitch) {
   return static_cast<uint64_t>(static_cast<uint32_t>(index)) * pitch;
 }
+
+// The same value, of which compilers do not know where it comes from: one that is used by every
+// step stays in a register, instead of being computed anew by each.
+template <typename Value>
+__device__ __forceinline__ Value kept(Value value) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(Value) == 8) {
+    asm("" : "+l"(value));
+  } else if constexpr (std::is_floating_point_v<Value>) {
+    asm volatile("" : "+f"(value));
+  } else {
+    asm("" : "+r"(value));
+  }
+#endif
+  return value;
+}
+
+// The element of a map at which step i of a walk is. Of a kept pointer, compilers do not know that
+// it is one to global memory.
+template <typename T>
+__device__ __forceinline__ T* at_step(T* first, int32_t i, uint32_t pitch_bytes) {
+  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+  T* const element = reinterpret_cast<T*>(reinterpret_cast<Byte*>(first) + scaled(i, pitch_bytes));
+#if defined(__CUDA_ARCH__)
+  __builtin_assume(__isGlobal(element));
+#endif
+  return element;
+}
+
+// ---- one branch, on one line --------------------------------------------------------------------
 
 // The element of a branch of the result's size from which a thread's walk of a line begins.
 template <typename T, bool kChannelsLast>
@@ -217,6 +282,7 @@ struct RollingSource {
   float depth_fraction;
   uint32_t row_step;  // channels_last: the same of the row taps
   float row_fraction;
+  int32_t shared;  // planar: shared_columns() of linear columns, else 1
   float first[V], second[V];
 
   __device__ __forceinline__ void start(const Branch& branch, const Line& at) {
@@ -231,6 +297,8 @@ struct RollingSource {
       const bool next = row.two || (kFaultOutOfBoundsRead && is_linear(branch.axis[1].rule));
       row_step = next ? static_cast<uint32_t>(map.stride[3]) * sizeof(T) : 0;
       row_fraction = row.fraction;
+    } else {
+      shared = is_linear(branch.axis[2].rule) ? shared_columns(branch.axis[2]) : 1;
     }
     line = static_cast<const char*>(map.data) + offset * static_cast<int64_t>(sizeof(T));
 #pragma unroll
@@ -253,18 +321,33 @@ struct RollingSource {
     } else {
       ColumnTap columns[V];
       ColumnTable<ColumnTap, V>::read(table, lane, tile, columns);
-      // A second tap, where there is one, is the next column; single taps are read twice.
-      const auto pitch = static_cast<uint32_t>(branch.map.stride[4] * sizeof(T));
-      const uint32_t step = is_linear(branch.axis[2].rule) ? pitch : 0;
-      const uint32_t last = static_cast<uint32_t>(branch.map.size[4] - 1) * pitch;
+      const auto* const row = reinterpret_cast<const T*>(position);
+      with_shared_columns(
+          shared, [&](auto factor) { load_columns<factor()>(row, branch, columns, values); });
+    }
+  }
+
+  // With a second tap, where there is one, in the next column; single taps are read twice. kShared
+  // columns each have the same taps, beginning half of that before the thread's first column.
+  template <int kShared>
+  __device__ __forceinline__ static void load_columns(const T* row, const Branch& branch,
+                                                      const ColumnTap (&columns)[V],
+                                                      float (&values)[V]) {
+    const auto pitch = static_cast<uint32_t>(branch.map.stride[4]);
+    const uint32_t step = is_linear(branch.axis[2].rule) ? pitch : 0;
+    const uint32_t last = static_cast<uint32_t>(branch.map.size[4] - 1) * pitch;
+    float a = 0.0f, b = 0.0f;
 #pragma unroll
-      for (int v = 0; v < V; ++v) {
-        const uint32_t next = columns[v].offset + step;
-        const uint32_t second_offset = next < last || kFaultOutOfBoundsRead ? next : last;
-        const float a = widen<float>(*reinterpret_cast<const T*>(position + columns[v].offset));
-        const float b = widen<float>(*reinterpret_cast<const T*>(position + second_offset));
-        values[v] = fmaf(columns[v].fraction, b, (1.0f - columns[v].fraction) * a);
+    for (int v = 0; v < V; ++v) {
+      const int group = (v + kShared / 2) / kShared;
+      if (v == 0 || group != (v - 1 + kShared / 2) / kShared) {
+        const uint32_t first = columns[v].offset, next = first + step;
+        // The second tap of the group before; but at the left border its taps are moved.
+        const bool is_known = kShared > 1 && group > 1;
+        a = is_known ? b : widen<float>(row[first]);
+        b = widen<float>(row[next < last || kFaultOutOfBoundsRead ? next : last]);
       }
+      values[v] = fmaf(columns[v].fraction, b, (1.0f - columns[v].fraction) * a);
     }
   }
 
@@ -272,18 +355,14 @@ struct RollingSource {
   // row are in the program once.
   __device__ __forceinline__ void push(const WalkTap& tap, const Branch& branch,
                                        const ColumnTap* table, uint32_t lane, uint32_t tile) {
-    const int32_t pushes = tap.pushes < 0 ? -tap.pushes : tap.pushes;
+    if (tap.pushes == 0) return;  // most steps
+    const int32_t rows = tap.pushes < 0 ? -tap.pushes - 1 : tap.pushes;
     const bool two_depths = is_linear(branch.axis[0].rule);
     const auto pitch = static_cast<uint32_t>(branch.map.stride[kChannelsLast ? 4 : 3] * sizeof(T));
 #pragma unroll 1
-    for (int32_t k = 0; k < pushes; ++k) {
+    for (int32_t k = 0; k < rows; ++k) {
 #pragma unroll
       for (int v = 0; v < V; ++v) first[v] = second[v];
-      if (tap.pushes < 0 && k + 1 == pushes) {
-#pragma unroll
-        for (int v = 0; v < V; ++v) second[v] = 0.0f;
-        return;
-      }
       const char* position = line + scaled(tap.load + k, pitch);
       load(position, branch, table, lane, tile, second);
       if (!two_depths) continue;
@@ -292,6 +371,14 @@ struct RollingSource {
 #pragma unroll
       for (int v = 0; v < V; ++v) {
         second[v] = fmaf(depth_fraction, behind[v], (1.0f - depth_fraction) * second[v]);
+      }
+    }
+    if (tap.pushes < 0) {
+      asm volatile("");  // Compilers would make it selects, which each step pays for.
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        first[v] = second[v];
+        second[v] = 0.0f;
       }
     }
   }
@@ -307,19 +394,28 @@ __device__ __forceinline__ const char* nearest_line(const Branch& branch, const 
   return static_cast<const char*>(map.data) + offset * static_cast<int64_t>(sizeof(T));
 }
 
-// The columns of its row, or channels of its pixel, at `position`.
-template <typename T, int V, bool kChannelsLast>
-__device__ __forceinline__ void load_single_taps(const char* position, const uint32_t* columns,
-                                                 uint32_t lane, uint32_t tile, float (&values)[V]) {
+// function(the columns of its row, or channels of its pixel, that a step reads). start: the line.
+// In a function, so that columns with the same value need no copies of it.
+template <typename T, int V, bool kChannelsLast, typename Function>
+__device__ __forceinline__ void with_single_taps(const char* start, const SingleTap& tap,
+                                                 const uint32_t* columns, uint32_t lane,
+                                                 uint32_t tile, const Function& function) {
+  const auto* const first = reinterpret_cast<const T*>(at_step(start, tap.load, tap.pitch));
   if constexpr (kChannelsLast) {
-    widen_vector(load_vector<T, V>(reinterpret_cast<const T*>(position)), values);
+    float values[V];
+    widen_vector(load_vector<T, V>(first), values);
+    function(values);
   } else {
     uint32_t offsets[V];
     ColumnTable<uint32_t, V>::read(columns, lane, tile, offsets);
+    with_shared_columns(tap.columns, [&](auto factor) {
+      float values[V];
 #pragma unroll
-    for (int v = 0; v < V; ++v) {
-      values[v] = widen<float>(*reinterpret_cast<const T*>(position + offsets[v]));
-    }
+      for (int v = 0; v < V; ++v) {
+        values[v] = v % factor() == 0 ? widen<float>(first[offsets[v]]) : values[v - 1];
+      }
+      function(values);
+    });
   }
 }
 
@@ -344,11 +440,29 @@ struct Ahead {
 
 // ---- the mask -----------------------------------------------------------------------------------
 
-// Writes the bits of elements [offset, offset + V). The lanes of one byte walk together:
-// expand_plan.h gives it whole tiles.
+// Whether each value is positive or NaN, a bit for each. Two instructions per value: a comparison
+// that gives 1.0, and an addition of its multiple, all in the last bits of a float.
 template <int V>
-__device__ __forceinline__ void save_bits(uint8_t* mask, int64_t offset, uint32_t lane,
-                                          uint32_t bits) {
+__device__ __forceinline__ uint32_t positive_bits(const float (&values)[V]) {
+  constexpr float kUnit = 8388608.0f;  // 2^23: one is the last bit of its mantissa
+  float bits = kUnit;
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    float is_positive;
+#if defined(__CUDA_ARCH__)
+    asm("set.gtu.f32.f32 %0, %1, 0f00000000;" : "=f"(is_positive) : "f"(values[v]));
+#else
+    is_positive = values[v] <= 0.0f ? 0.0f : 1.0f;
+#endif
+    bits = fmaf(is_positive, static_cast<float>(1 << v), bits);
+  }
+  return float_to_bits(bits) & ((1u << V) - 1);
+}
+
+// Writes the bits of a vector into `byte`, where the byte of the vector's first one is. The lanes
+// of one byte walk together: expand_plan.h gives it whole tiles.
+template <int V>
+__device__ __forceinline__ void save_bits(uint8_t* byte, uint32_t lane, uint32_t bits) {
   constexpr int kLanes = 8 / V;
   const uint32_t place = lane % kLanes;
   bits <<= place * V;
@@ -358,7 +472,7 @@ __device__ __forceinline__ void save_bits(uint8_t* mask, int64_t offset, uint32_
   for (int other = 1; other < kLanes; other *= 2) {
     bits |= __shfl_xor_sync(together, bits, other);
   }
-  if (place == 0) mask[offset >> 3] = static_cast<uint8_t>(bits);
+  if (place == 0) *byte = static_cast<uint8_t>(bits);
 }
 
 }  // namespace

@@ -179,7 +179,7 @@ __device__ __forceinline__ void finish_extended(const GatherParams& gather, cons
     if (V < 8 && kept_bits) {
       *kept_bits = static_cast<uint8_t>(bits);
     } else {
-      save_bits<V>(gather.mask, step.number(gather.out), lane, bits);
+      save_bits<V>(gather.mask + (step.number(gather.out) >> 3), lane, bits);
     }
   }
   if constexpr (V <= 4) {
@@ -237,6 +237,7 @@ __global__ void __launch_bounds__(extended_threads(V, kSources, kWindows), 2)
     expand_extended_kernel(const __grid_constant__ ExpandParams params,
                            const __grid_constant__ WindowTables tables) {
   static_assert(!kWindows || kSources == 1, "windows are those of one branch");
+  using Tap = std::conditional_t<kSources == 0, SingleTap, WalkTap>;
   using Entry = std::conditional_t<kSources == 0, uint32_t, ColumnTap>;
   using Source = std::conditional_t<kWindows, WindowSource<T, V, kChannelsLast>,
                                     RollingSource<T, V, kChannelsLast>>;
@@ -247,7 +248,7 @@ __global__ void __launch_bounds__(extended_threads(V, kSources, kWindows), 2)
   const int32_t begin = share.begin, steps = share.steps;
 
   MSR_DYNAMIC_SHARED(unsigned char, shared);
-  auto* const walk = reinterpret_cast<WalkTap*>(shared);
+  auto* const walk = reinterpret_cast<Tap*>(shared);
   Entry* const columns = reinterpret_cast<Entry*>(walk + job.num_sources * job.steps);
   const uint32_t table_columns = job.tile * V;
   WindowShares window_shares{};
@@ -261,7 +262,7 @@ __global__ void __launch_bounds__(extended_threads(V, kSources, kWindows), 2)
                                : shared;
     fill_tables<T, V, kChannelsLast>(gather, share, tables, window_shares);
   } else {
-    fill_tables<T, V, kChannelsLast, (kSources > 0)>(gather, share, nullptr, walk, columns);
+    fill_tables<T, V, kChannelsLast>(gather, share, nullptr, walk, columns);
   }
   if (!kFaultMissingBarrier) __syncthreads();
 
@@ -361,11 +362,11 @@ __global__ void __launch_bounds__(extended_threads(V, kSources, kWindows), 2)
         for (int s = 0; s < job.num_sources; ++s) {
           const Branch& branch = gather.branches[job.sources[s]];
           const char* start = s == 0 ? first_line : nearest_line<T, kChannelsLast>(branch, line);
-          const WalkTap tap = walk[s * job.steps + i];
-          const auto pitch = static_cast<uint32_t>(branch.map.stride[2 + kWalked] * sizeof(T));
-          load_single_taps<T, V, kChannelsLast>(
-              start + scaled(tap.load, pitch), columns + s * table_columns, lane, job.tile, values);
-          StepFactors(gather, job.sources[s], step).add(sum, tap.first, values);
+          const SingleTap tap = walk[s * job.steps + i];
+          const StepFactors factors(gather, job.sources[s], step);
+          with_single_taps<T, V, kChannelsLast>(
+              start, tap, columns + s * table_columns, lane, job.tile,
+              [&](const float (&read)[V]) { factors.add(sum, tap.coefficient, read); });
         }
       }
       if (job.num_constants > 0) {

@@ -128,9 +128,19 @@ struct alignas(16) WalkTap {
   int32_t pushes;  // 0, 1 or 2; negative where the last one is not a row, but nothing
 };
 
+// The same of a branch of single taps, of which the kernel keeps nothing: with all that a step
+// needs to know of the branch, so that it need not look that up.
+struct alignas(16) SingleTap {
+  float coefficient;
+  int32_t load;     // the row, or pixel
+  uint32_t pitch;   // bytes from one to the next
+  int32_t columns;  // planar: how many neighbouring ones have the same tap, where that is known
+};
+static_assert(sizeof(SingleTap) == sizeof(WalkTap), "a table has the same size with either");
+
 // A column of a planar source: where its first tap lies in the row, and the second's weight.
 struct ColumnTap {
-  uint32_t offset;  // bytes
+  uint32_t offset;  // elements
   float fraction;   // 1/2 where there is one tap only: it is then read twice, which is exact
 };
 
