@@ -103,12 +103,21 @@ def _size(text: str) -> workloads.Size:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def _without_out(command: Sequence[str]) -> list[str]:
+    """The command line but for where files went: no figure follows from that."""
+    words = list(command)
+    if "--out" in words:
+        place = words.index("--out")
+        del words[place : place + 2]
+    return words
+
+
 def facts(arguments: argparse.Namespace, command: Sequence[str], settings: Settings,
           allocator: str, bandwidth: float) -> dict[str, Any]:  # fmt: skip
     """What the figures were made on, and how."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "-m", "benchmarks", *command]),
+        "command": shlex.join(["python", "-m", "benchmarks", *_without_out(command)]),
         "machine": machine.machine_facts(settings.device),
         "versions": machine.version_facts("triton"),
         "commit": arguments.commit or machine.commit(),
