@@ -38,6 +38,7 @@ class GatherCpu {
       is_cat_ = is_cat_ || channels != out.size[1];
       whole_bytes_ = whole_bytes_ && channels % 8 == 0;
       add_source(b);
+      dense_images_ = dense_images_ && sources_[b].dense_image;
     }
     // Pixels of several channels share bytes of the bit rows, unless each is whole bytes: then a
     // tile is finished as one row, in a pass of its own.
@@ -225,14 +226,12 @@ class GatherCpu {
     for (const bool resampled : {true, false}) {
       for (int b = 0; b < params_.num_branches; ++b) {
         const Source& s = sources_[b];
-        dense_images_ = dense_images_ && s.dense_image;
         if (b == base_ || (s.width != nullptr) != resampled) continue;
         listed_[num_listed_++] = b;
         as_they_lie = as_they_lie && !s.width && s.dtype == narrow_ &&
                       stretch_of(s, rows_.width).is_vectorizable();
       }
     }
-    if (num_listed_ == 1) only_ = listed_[0];
     if (as_they_lie) listed_dtype_ = narrow_;
   }
 
@@ -358,7 +357,7 @@ class GatherCpu {
   void sum_rows(const Position& p, int64_t tile, int64_t columns, void* to, const Finish& how,
                 Scratch& scratch) const {
     const Target target{base_of(p), to, how};
-    if (only_ >= 0) return add_branch(only_, p, tile, columns, target, scratch);
+    if (num_listed_ == 1) return add_branch(listed_[0], p, tile, columns, target, scratch);
     int32_t count = 0;
     for (int i = 0; i < num_listed_; ++i) {
       const int b = listed_[i];
@@ -629,7 +628,6 @@ class GatherCpu {
   bool has_bits_;
   bool writes_result_;        // each branch by itself, in one channel
   bool at_once_;              // one branch finishes the tile,
-  int only_ = -1;             // this one, where there is no other,
   int base_ = -1;             // and adds this one as it lies
   int listed_[kMaxBranches];  // the branches whose rows are summed in one go,
   int num_listed_ = 0;

@@ -30,6 +30,7 @@ class MaxPoolCpu {
                                   common.size[3], common.size[4]};
     set_sizes(index_map_, sizes);
     index_map_.channels_last = channels_last_;
+    for (int32_t t = 0; t < kernel_width_; ++t) tap_numbers_.push_back(static_cast<acc_t>(t));
   }
 
   struct Scratch {
@@ -37,10 +38,9 @@ class MaxPoolCpu {
     std::vector<acc_t> numbers, copies;
     std::vector<acc_t> best[2];        // and of their largest: elements, numbers of the rows
     std::vector<acc_t> taken[2];       // of the windows: numbers of the rows and of the columns
-    std::vector<PoolRow<acc_t>> taps;  // the columns of windows, and their numbers
-    std::vector<acc_t> tap_numbers;
-    std::vector<acc_t> strided[2];  // elements by their places modulo the stride
-    std::vector<acc_t> gradient;    // of a row, see begin_gradient
+    std::vector<PoolRow<acc_t>> taps;  // the columns of windows
+    std::vector<acc_t> strided[2];     // elements by their places modulo the stride
+    std::vector<acc_t> gradient;       // of a row, see begin_gradient
   };
 
   // The maxima for `columns` pixels from p on, dense, and into `index`, unless it is null, their
@@ -254,7 +254,7 @@ class MaxPoolCpu {
                                together(scratch.strided[1], first.rows)};
     PoolRow<acc_t>* taps = room(scratch.taps, kernel_width_);
     for (int32_t t = 0; t < kernel_width_; ++t) taps[t] = from(dense, t % step * size + t / step);
-    ops_.take_columns(taken, taps, tap_numbers(scratch), kernel_width_, count);
+    ops_.take_columns(taken, taps, tap_numbers_.data(), kernel_width_, count);
   }
 
   // Taps [begin, end), which are `spacing` values apart, for `length` windows side by side.
@@ -262,13 +262,7 @@ class MaxPoolCpu {
                  PoolPlace<acc_t> taken, int64_t length, Scratch& scratch) const {
     PoolRow<acc_t>* taps = room(scratch.taps, kernel_width_);
     for (int32_t t = begin; t < end; ++t) taps[t] = from(first, t * spacing);
-    ops_.take_columns(taken, taps + begin, tap_numbers(scratch) + begin, end - begin, length);
-  }
-
-  const acc_t* tap_numbers(Scratch& scratch) const {
-    acc_t* numbers = room(scratch.tap_numbers, kernel_width_);
-    for (int32_t t = 0; t < kernel_width_; ++t) numbers[t] = static_cast<acc_t>(t);
-    return numbers;
+    ops_.take_columns(taken, taps + begin, tap_numbers_.data() + begin, end - begin, length);
   }
 
   void put_index(void* index, bool wide, int64_t offset, const PoolPlace<acc_t>& taken,
@@ -288,7 +282,8 @@ class MaxPoolCpu {
   const RowOps<acc_t>& ops_;
   bool channels_last_;
   int32_t kernel_height_, kernel_width_;
-  Map index_map_;  // sizes and order of the index
+  std::vector<acc_t> tap_numbers_;  // of the columns of a window
+  Map index_map_;                   // sizes and order of the index
 };
 
 }  // namespace msr

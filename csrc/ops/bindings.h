@@ -90,6 +90,18 @@ void gather_out(const std::vector<Tensor>& inputs, const std::optional<Tensor>& 
   run(arguments);
 }
 
+// Registers them for the device whose `run` it is.
+template <GatherCall (*run)(const GatherArguments&), typename Library>
+void register_gather(Library& m) {
+  m.impl("gather", TORCH_BOX(&gather<run>));
+  m.impl("gather.one", TORCH_BOX(&gather_one<run>));
+  m.impl("gather.packed", TORCH_BOX(&gather_packed<run>));
+  m.impl("gather.saving", TORCH_BOX(&gather_saving<run>));
+  m.impl("gather.full", TORCH_BOX(&gather_full<run>));
+  m.impl("gather.extended", TORCH_BOX(&gather_extended<run>));
+  m.impl("gather.out", TORCH_BOX(&gather_out<run>));
+}
+
 template <SpreadCall (*run)(const SpreadArguments&)>
 std::vector<Tensor> spread(const Tensor& grad, const std::vector<int64_t>& shapes, int64_t spec,
                            int64_t requests) {
@@ -118,6 +130,13 @@ SpreadResult spread_extended(const Tensor& grad, const std::optional<Tensor>& ga
       run({grad, shapes, spec, requests, gate, weights, pixel_weights, std::move(inputs),
            std::move(indices), std::move(scales), std::move(windows)}),
       grad);
+}
+
+template <SpreadCall (*run)(const SpreadArguments&), typename Library>
+void register_spread(Library& m) {
+  m.impl("spread", TORCH_BOX(&spread<run>));
+  m.impl("spread.full", TORCH_BOX(&spread_full<run>));
+  m.impl("spread.extended", TORCH_BOX(&spread_extended<run>));
 }
 
 }  // namespace msr

@@ -83,13 +83,7 @@ Tensor pixel_weight_grads(Tensor grad, std::vector<Tensor> inputs, std::optional
 }  // namespace msr
 
 STABLE_TORCH_LIBRARY_IMPL(msr_cuda, CPU, m) {
-  m.impl("gather", TORCH_BOX(&msr::gather<&msr::run_gather>));
-  m.impl("gather.one", TORCH_BOX(&msr::gather_one<&msr::run_gather>));
-  m.impl("gather.packed", TORCH_BOX(&msr::gather_packed<&msr::run_gather>));
-  m.impl("gather.saving", TORCH_BOX(&msr::gather_saving<&msr::run_gather>));
-  m.impl("gather.full", TORCH_BOX(&msr::gather_full<&msr::run_gather>));
-  m.impl("gather.extended", TORCH_BOX(&msr::gather_extended<&msr::run_gather>));
-  m.impl("gather.out", TORCH_BOX(&msr::gather_out<&msr::run_gather>));
+  msr::register_gather<&msr::run_gather>(m);
   m.impl("gather_many", TORCH_BOX(&msr::gather_many));
   m.impl("pixel_weight_grads", TORCH_BOX(&msr::pixel_weight_grads));
 }

@@ -32,8 +32,4 @@ SpreadCall run_spread(const SpreadArguments& arguments) {
 }  // namespace
 }  // namespace msr
 
-STABLE_TORCH_LIBRARY_IMPL(msr_cuda, CPU, m) {
-  m.impl("spread", TORCH_BOX(&msr::spread<&msr::run_spread>));
-  m.impl("spread.full", TORCH_BOX(&msr::spread_full<&msr::run_spread>));
-  m.impl("spread.extended", TORCH_BOX(&msr::spread_extended<&msr::run_spread>));
-}
+STABLE_TORCH_LIBRARY_IMPL(msr_cuda, CPU, m) { msr::register_spread<&msr::run_spread>(m); }

@@ -21,8 +21,4 @@ SpreadCall run_spread(const SpreadArguments& arguments) {
 }  // namespace
 }  // namespace msr
 
-STABLE_TORCH_LIBRARY_IMPL(msr_cuda, CUDA, m) {
-  m.impl("spread", TORCH_BOX(&msr::spread<&msr::run_spread>));
-  m.impl("spread.full", TORCH_BOX(&msr::spread_full<&msr::run_spread>));
-  m.impl("spread.extended", TORCH_BOX(&msr::spread_extended<&msr::run_spread>));
-}
+STABLE_TORCH_LIBRARY_IMPL(msr_cuda, CUDA, m) { msr::register_spread<&msr::run_spread>(m); }
