@@ -36,10 +36,20 @@ enum class Kind { kPlain, kRelu, kReluMask, kAny };
 
 constexpr bool has_bits(Kind kind) { return kind == Kind::kReluMask || kind == Kind::kAny; }
 
+// Loops for a fixed number of rows or taps are for the common kinds and for vectors: an instance
+// for every kind and for float64 too would make two thirds more to compile.
+template <typename vec_t>
+constexpr bool has_fixed_counts(Kind kind) {
+  return vec_t::kLanes > 1 && kind != Kind::kAny;
+}
+
 // Calls f(the kind) as a constant.
-template <typename F>
+template <typename vec_t, typename F>
 MSR_INLINE void with_kind(const Finish& how, F&& f) {
-  if (how.gate || (how.mask && !how.relu)) return f(std::integral_constant<Kind, Kind::kAny>{});
+  const bool rare = how.gate || (how.mask && !how.relu);
+  if (rare || (vec_t::kLanes == 1 && how.relu))
+    return f(std::integral_constant<Kind, Kind::kAny>{});
+  if constexpr (vec_t::kLanes == 1) return f(std::integral_constant<Kind, Kind::kPlain>{});
   if (how.mask) return f(std::integral_constant<Kind, Kind::kReluMask>{});
   if (how.relu) return f(std::integral_constant<Kind, Kind::kRelu>{});
   f(std::integral_constant<Kind, Kind::kPlain>{});
@@ -151,9 +161,11 @@ void combine_count(const CombineArgs<typename vec_t::acc_t>& args, T* to) {
 
 template <typename vec_t, bool kGated, Kind kKind, typename S, typename T>
 MSR_INLINE void combine_typed(const CombineArgs<typename vec_t::acc_t>& args, T* to) {
-  if (args.count == 1) return combine_count<vec_t, 1, kGated, kKind, S>(args, to);
-  if (args.count == 2) return combine_count<vec_t, 2, kGated, kKind, S>(args, to);
-  if (args.count == 4) return combine_count<vec_t, 4, kGated, kKind, S>(args, to);
+  if constexpr (has_fixed_counts<vec_t>(kKind)) {
+    if (args.count == 1) return combine_count<vec_t, 1, kGated, kKind, S>(args, to);
+    if (args.count == 2) return combine_count<vec_t, 2, kGated, kKind, S>(args, to);
+    if (args.count == 4) return combine_count<vec_t, 4, kGated, kKind, S>(args, to);
+  }
   combine_count<vec_t, 0, kGated, kKind, S>(args, to);
 }
 
@@ -163,8 +175,9 @@ void combine(const CombineArgs<typename vec_t::acc_t>& args) {
   with_types<acc_t>(args.dtype, args.to, args.finish.dtype, [&](auto row, auto* to) {
     using S = decltype(row);
     if (args.gates) return combine_typed<vec_t, true, Kind::kPlain, S>(args, to);
-    with_kind(args.finish,
-              [&](auto kind) { combine_typed<vec_t, false, decltype(kind)::value, S>(args, to); });
+    with_kind<vec_t>(args.finish, [&](auto kind) {
+      combine_typed<vec_t, false, decltype(kind)::value, S>(args, to);
+    });
   });
 }
 
@@ -276,7 +289,7 @@ void along_row(const AlongRowArgs<typename vec_t::acc_t>& args) {
   using acc_t = typename vec_t::acc_t;
   with_types<acc_t>(args.dtype, args.to, args.finish.dtype, [&](auto row, auto* to) {
     using S = decltype(row);
-    with_kind(args.finish, [&](auto kind) {
+    with_kind<vec_t>(args.finish, [&](auto kind) {
       along_row_typed<vec_t, kCanLookUp, decltype(kind)::value, S>(args, to);
     });
   });
@@ -451,14 +464,14 @@ void along_copied(const AlongPixelsArgs<acc_t>& args, T* to) {
 template <typename vec_t, Kind kKind, typename S, typename T>
 MSR_INLINE void any_slice_of_pixel(const PixelSlice<typename vec_t::acc_t>& slice, int64_t column,
                                    const T* base, const Finish& how, T* to) {
-  if (slice.count == 2 && slice.few && slice.max_taps == 2) {
-    const FewTaps<vec_t, 2, 2, S> few(slice);
-    few.template write<kKind>(column, base, how, to, slice.channels);
-  } else if (slice.count > 1) {
-    pixel_of_many<vec_t, kKind, S>(slice, column, base, how, to);
-  } else {
-    slice_of_pixel<vec_t, kKind, S>(slice, column, base, how, to);
+  if constexpr (has_fixed_counts<vec_t>(kKind)) {
+    if (slice.count == 2 && slice.few && slice.max_taps == 2) {
+      const FewTaps<vec_t, 2, 2, S> few(slice);
+      return few.template write<kKind>(column, base, how, to, slice.channels);
+    }
   }
+  if (slice.count > 1) return pixel_of_many<vec_t, kKind, S>(slice, column, base, how, to);
+  slice_of_pixel<vec_t, kKind, S>(slice, column, base, how, to);
 }
 
 template <typename vec_t, Kind kKind, typename S, typename T>
@@ -468,11 +481,13 @@ void along_pixels_typed(const AlongPixelsArgs<typename vec_t::acc_t>& args, T* t
   if constexpr (kKind == Kind::kPlain && std::is_same_v<S, T>) {
     if (args.count == 1 && first.copied) return along_copied(args, to);
   }
-  if (args.count == 1 && first.few) {
-    if (first.count == 1) return along_few<vec_t, 1, kKind, S>(args, to);
-    if (first.count == 2) return along_few<vec_t, 2, kKind, S>(args, to);
-    if (first.count == 3) return along_few<vec_t, 3, kKind, S>(args, to);
-    if (first.count == 4) return along_few<vec_t, 4, kKind, S>(args, to);
+  if constexpr (has_fixed_counts<vec_t>(kKind)) {
+    if (args.count == 1 && first.few) {
+      if (first.count == 1) return along_few<vec_t, 1, kKind, S>(args, to);
+      if (first.count == 2) return along_few<vec_t, 2, kKind, S>(args, to);
+      if (first.count == 3) return along_few<vec_t, 3, kKind, S>(args, to);
+      if (first.count == 4) return along_few<vec_t, 4, kKind, S>(args, to);
+    }
   }
   for_each_pixel(args, to,
                  [&](const PixelSlice<acc_t>& slice, int64_t column, const T* base,
@@ -494,8 +509,9 @@ void along_pixels(const AlongPixelsArgs<typename vec_t::acc_t>& args) {
     if (args.slices[i].dtype != DType::kFloat32) narrowest = args.slices[i].dtype;
   with_types<acc_t>(narrowest, args.to, args.finish.dtype, [&](auto row, auto* to) {
     using S = decltype(row);
-    with_kind(args.finish,
-              [&](auto kind) { along_pixels_typed<vec_t, decltype(kind)::value, S>(args, to); });
+    with_kind<vec_t>(args.finish, [&](auto kind) {
+      along_pixels_typed<vec_t, decltype(kind)::value, S>(args, to);
+    });
   });
 }
 
