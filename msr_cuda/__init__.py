@@ -5,7 +5,7 @@
 :func:`resample_pyramid` and :class:`Pool`, and losses of resampled logits
 (:func:`resample_cross_entropy`, :func:`resample_binary_cross_entropy_with_logits`,
 :func:`resample_argmax`); modules over them in :mod:`msr_cuda.nn`; :func:`fuse` swaps them into a
-model that exists.
+model that exists, and :func:`verify` compares it with what it was.
 """
 
 from . import nn, swap
@@ -23,7 +23,7 @@ from .functional import (
     resample_sum,
     resample_sum_many,
 )
-from .swap import fuse, fused, unfuse
+from .swap import fuse, fused, unfuse, verify
 
 __all__ = [
     "Pool",
@@ -43,4 +43,5 @@ __all__ = [
     "resample_sum_many",
     "swap",
     "unfuse",
+    "verify",
 ]

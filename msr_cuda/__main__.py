@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from ._info import format_info, info
+from .swap import _command
 
 
 def _info_command(arguments: argparse.Namespace) -> int:
@@ -25,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     info_parser.add_argument("--json", action="store_true", help="for programs")
     info_parser.set_defaults(run=_info_command)
+    _command.add_parser(commands)
     arguments = parser.parse_args(argv)
     return int(arguments.run(arguments))
 

@@ -16,7 +16,7 @@ ALLOWED = {
     "_pool": set(),
     "_spec": {"_pool"},
     "_info": {"_extension", "_version"},
-    "__main__": {"_info"},
+    "__main__": {"_info", "swap"},
     "reference": {"_pool", "_spec"},
     "_ops": {"_extension", "_spec"},
     "autograd": {"_ops", "_spec", "reference"},
@@ -26,7 +26,7 @@ ALLOWED = {
     "_losses": {"_dispatch", "_plans", "_validate", "autograd", "reference"},
     "functional": {"_dispatch", "_losses", "_plans", "_spec", "_validate", "autograd", "reference"},
     "nn": {"functional"},
-    "swap": {"functional", "nn"},
+    "swap": {"functional", "nn", "testing"},
     "testing": {"_pool", "_spec", "reference"},
     "__init__": {"_info", "_pool", "_version", "functional", "nn", "swap"},
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 from collections.abc import Callable
 from typing import Any
@@ -39,6 +40,28 @@ def test_report_lists_every_site() -> None:
     assert json.loads(json.dumps(plain)) == plain
     assert plain["swapped"][0]["names"] == ["up2"]
     assert plain["total"] is None
+
+
+def test_report_as_tables() -> None:
+    rich = pytest.importorskip("rich.console")
+    model = UNet()
+    model.up1 = nn.Upsample(size=(45, 33), mode="[bold]")  # no markup of rich's
+    report = fuse(model)
+
+    def printed() -> str:
+        console = rich.Console(record=True, width=200, file=io.StringIO())
+        console.print(report)
+        return str(console.export_text())
+
+    text = printed()
+    assert text.startswith("2 fused, 1 left alone")
+    assert "kernels saved" not in text
+    model.up1 = nn.Upsample(scale_factor=2)
+    report.measure(images(1, 3, 44, 32))
+    text = printed()
+    for cell in ("up2", "FusedUpsample: One gather", "unknown mode '[bold]'", "kernels saved"):
+        assert cell in text, cell
+    assert text.count("(1.00x)") == 3
 
 
 @pytest.mark.usefixtures("merge_recipe")

@@ -123,24 +123,61 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"{len(self.swapped)} fused, {len(self.skipped)} left alone"]
-        rows = [("", "module", "class", "how, or why not")]
+        sites = self._site_rows()
+        if len(sites) > 1:
+            lines += ["", *aligned(sites)]
+        traffic = self._traffic_rows()
+        if traffic:
+            lines += ["", *aligned(traffic, numbers=True), *self._fallbacks()]
+        return "\n".join(lines)
+
+    def __rich__(self) -> Any:
+        """The same as tables of ``rich``, which calls this when it prints a report."""
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        def table(rows: Sequence[tuple[str, ...]], numbers: bool = False) -> Table:
+            made = Table()
+            for i, header in enumerate(rows[0]):
+                made.add_column(header, justify="right" if numbers and i else "left")
+            for row in rows[1:]:
+                style = "yellow" if row[0] == "left" else None
+                made.add_row(*(Text(cell) for cell in row), style=style)
+            return made
+
+        parts: list[Any] = [Text(f"{len(self.swapped)} fused, {len(self.skipped)} left alone")]
+        sites, traffic = self._site_rows(), self._traffic_rows()
+        if len(sites) > 1:
+            parts.append(table(sites))
+        if traffic:
+            parts += [table(traffic, numbers=True), *map(Text, self._fallbacks())]
+        return Group(*parts)
+
+    def _site_rows(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = [("", "module", "class", "how, or why not")]
         for mark, sites in (("fused", self.swapped), ("left", self.skipped)):
             for site in sites:
                 how = site.how
                 if site.twin is not None and site.fresh:
                     how = f"{site.twin.rpartition('.')[2]}: {how}"
                 rows.append((mark, site.label, site.class_name, how))
-        if len(rows) > 1:
-            lines += ["", *_table(rows)]
+        return rows
+
+    def _measured(self) -> list[tuple[str, Traffic]]:
+        return [(s.label, s.traffic) for s in self.swapped if s.traffic is not None]
+
+    def _traffic_rows(self) -> list[tuple[str, ...]]:
+        """Empty before :meth:`measure`."""
         total = self.total
-        if total is not None:
-            header = ("module", "calls", "eager", "fused", "bytes saved", "kernels saved")
-            measured = [("in all", total)]
-            measured[:0] = [(s.label, s.traffic) for s in self.swapped if s.traffic is not None]
-            lines += ["", *_table([header, *(_traffic_row(*m) for m in measured)], numbers=True)]
-            fallbacks = sorted({t.fallback for _, t in measured if t.fallback is not None})
-            lines += [f"ran in plain PyTorch, so nothing was saved: {why}" for why in fallbacks]
-        return "\n".join(lines)
+        if total is None:
+            return []
+        header = ("module", "calls", "eager", "fused", "bytes saved", "kernels saved")
+        return [header, *(_traffic_row(*m) for m in (*self._measured(), ("in all", total)))]
+
+    def _fallbacks(self) -> list[str]:
+        reasons = {t.fallback for _, t in self._measured() if t.fallback is not None}
+        return [f"ran in plain PyTorch, so nothing was saved: {why}" for why in sorted(reasons)]
 
 
 def _traffic_row(label: str, traffic: Traffic) -> tuple[str, ...]:
@@ -159,7 +196,7 @@ def _megabytes(count: int) -> str:
     return f"{count / 1e6:.3f} MB"
 
 
-def _table(rows: Sequence[tuple[str, ...]], numbers: bool = False) -> list[str]:
+def aligned(rows: Sequence[tuple[str, ...]], numbers: bool = False) -> list[str]:
     """Aligned columns, those of numbers (all but the first) to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
