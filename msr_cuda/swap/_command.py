@@ -81,6 +81,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--strict", action="store_true", help="fail if a module has to be left alone, or none is"
     )
+    parser.add_argument(
+        "--algebra", action="store_true", help="also reorder 1x1 convolutions and resamplings"
+    )
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.set_defaults(run=run)
 
@@ -135,10 +138,10 @@ def _run(arguments: argparse.Namespace) -> int:
     verification = None
     with _quietly():
         if arguments.verify:
-            verification = _verify.verify(model, inputs)
+            verification = _verify.verify(model, inputs, algebra=arguments.algebra)
             found["verification"] = verification.to_dict()
         try:
-            report = _fuse.fuse(model, strict=arguments.strict)
+            report = _fuse.fuse(model, strict=arguments.strict, algebra=arguments.algebra)
         except RuntimeError as error:
             raise _UsageError(f"--strict: {error}") from error
         if inputs and report.swapped:

@@ -20,7 +20,13 @@ from ._report import Report, Site
 Filter = Callable[[nn.Module, str], bool]
 
 
-def fuse(model: nn.Module, *, strict: bool = False, filter: Filter | None = None) -> Report:
+def fuse(
+    model: nn.Module,
+    *,
+    strict: bool = False,
+    filter: Filter | None = None,
+    algebra: bool = False,
+) -> Report:
     """Swaps the modules of a model that a recipe knows for their fused twins, in place.
 
     Parameters, buffers, hooks, ``state_dict`` and the modules themselves stay; their class changes.
@@ -45,6 +51,9 @@ def fuse(model: nn.Module, *, strict: bool = False, filter: Filter | None = None
         filter: ``filter(module, name) -> bool``, called for each module that could be fused, with
             its first name in the model; False leaves it alone. Modules that are fused together
             (ultralytics) are asked for one by one, and all of them have to agree.
+        algebra: also reorder 1x1 convolutions and resamplings, which commute in real arithmetic:
+            fewer operations and bytes, and other rounding; see :mod:`msr_cuda.swap.algebra`. What
+            is fused already stays as it is: ``unfuse`` first.
 
     Returns:
         Report: one entry for each module that a recipe knows, fused or not.
@@ -55,7 +64,7 @@ def fuse(model: nn.Module, *, strict: bool = False, filter: Filter | None = None
     Warns:
         UserWarning: nothing was fused.
     """
-    return _swap("fuse", model, strict, filter)[0]
+    return _swap("fuse", model, strict, filter, algebra)[0]
 
 
 def unfuse(model: nn.Module) -> int:
@@ -91,7 +100,11 @@ def unfuse(model: nn.Module) -> int:
 
 @contextlib.contextmanager
 def fused(
-    model: nn.Module, *, strict: bool = False, filter: Filter | None = None
+    model: nn.Module,
+    *,
+    strict: bool = False,
+    filter: Filter | None = None,
+    algebra: bool = False,
 ) -> Iterator[Report]:
     """Fuses for the length of a ``with`` block, also if that raises.
 
@@ -102,7 +115,7 @@ def fused(
 
     Only what it swapped itself is restored: modules that were fused before stay fused.
     """
-    report, plans = _swap("fused", model, strict, filter)
+    report, plans = _swap("fused", model, strict, filter, algebra)
     try:
         yield report
     finally:
@@ -130,8 +143,11 @@ class _Plan(NamedTuple):
 class _Survey:
     """What is found in a model, and what is to be done about it."""
 
-    def __init__(self, function: str, model: nn.Module, filter: Filter | None) -> None:
+    def __init__(
+        self, function: str, model: nn.Module, filter: Filter | None, algebra: bool
+    ) -> None:
         self.filter = filter
+        self.algebra = algebra
         self.swapped: list[Site] = []
         self.skipped: list[Site] = []
         self.objections: list[Site] = []  # those of the skipped that the filter did not choose
@@ -191,14 +207,14 @@ class _Survey:
         if id(module) in self._members or _is_below(names, self._absorbed.get(id(module), ())):
             return
         cls = type(module)
-        found = _examine(module, names)
+        found = _examine(module, names, self.algebra)
         if found is None:
             return
         if isinstance(found, Site):
             self.swapped.append(found)
             self._absorb(cls, module, names)
             return
-        recipe, reasons = found
+        recipe, reasons, remark = found
         if reasons:
             site = Site(names, describe(cls), None, "; ".join(reasons))
             self.skipped.append(site)
@@ -208,7 +224,8 @@ class _Survey:
         else:
             assert recipe is not None
             twin = _registry.twin_for(recipe, cls)
-            self.swapped.append(Site(names, describe(cls), describe(twin), _summary(twin)))
+            how = _summary(twin) + remark
+            self.swapped.append(Site(names, describe(cls), describe(twin), how))
             self.plans.append(_Plan(module, names[0], cls, twin))
             self._absorb(twin, module, names)
 
@@ -221,10 +238,10 @@ class _Survey:
 
 
 def _swap(
-    function: str, model: nn.Module, strict: bool, filter: Filter | None
+    function: str, model: nn.Module, strict: bool, filter: Filter | None, algebra: bool
 ) -> tuple[Report, list[_Plan]]:
     _registry.load_recipes()
-    survey = _Survey(function, model, filter)
+    survey = _Survey(function, model, filter, algebra)
     swapped, skipped, objections = survey.swapped, survey.skipped, survey.objections
     if strict and objections:
         raise RuntimeError(
@@ -237,7 +254,7 @@ def _swap(
             "; ".join(f"{site.label} ({site.how})" for site in skipped)
             if skipped
             else "it has no module of "
-            + ", ".join(sorted(describe(recipe.target) for recipe in _registry.recipes()))
+            + ", ".join(sorted({describe(recipe.target) for recipe in _registry.recipes(algebra)}))
         )
         if strict:
             raise RuntimeError(message)
@@ -254,14 +271,17 @@ def _is_below(names: tuple[str, ...], parents: tuple[str, ...]) -> bool:
 
 
 def _examine(
-    module: nn.Module, names: tuple[str, ...]
-) -> Site | tuple[Recipe | None, list[str]] | None:
-    """What a module is: no site (None), fused already (its Site), or a site with objections."""
+    module: nn.Module, names: tuple[str, ...], algebra: bool
+) -> Site | tuple[Recipe | None, list[str], str] | None:
+    """What a module is: no site (None), fused already (its Site), or a site.
+
+    Of that: the recipe, the objections, and what the report should add.
+    """
     cls = type(module)
     if isinstance(module, torch.jit.ScriptModule):
-        known = {recipe.target.__name__ for recipe in _registry.recipes()}
+        known = {recipe.target.__name__ for recipe in _registry.recipes(algebra)}
         if getattr(module, "original_name", None) in known:
-            return None, ["is a ScriptModule: fuse the Python module, and trace that"]
+            return None, ["is a ScriptModule: fuse the Python module, and trace that"], ""
         return None
     wiring = _chain.wiring_of(module)
     if wiring is not None and wiring.site is not module:
@@ -272,10 +292,16 @@ def _examine(
     if twin is not None:
         how = f"fused already; its class has been changed to {describe(cls)} since"
         return Site(names, describe(_registry._originals[twin]), describe(twin), how, fresh=False)
-    recipe = _registry.recipe_for(cls)
-    if recipe is None or cls.forward is recipe.twin.forward:  # the latter are of msr_cuda.nn
+    recipes = _registry.recipes_for(cls, algebra)
+    if any(cls.forward is recipe.twin.forward for recipe in recipes):  # those of msr_cuda.nn
         return None
-    return recipe, _objections(module, recipe)
+    declined: list[str] = []
+    for recipe in recipes:
+        reasons = _objections(module, recipe)
+        if not reasons:
+            return recipe, [], f" Not by algebra: {'; '.join(declined)}." if declined else ""
+        declined = reasons
+    return (recipes[-1], declined, "") if recipes else None
 
 
 def _objections(module: nn.Module, recipe: Recipe) -> list[str]:

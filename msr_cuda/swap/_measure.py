@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..functional import Observation
+from .algebra import _pointwise
+from .algebra._pointwise import Reordering
 
 
 @dataclasses.dataclass
@@ -24,6 +26,9 @@ class Traffic:
         fused_bytes: what the fused operators read and wrote.
         eager_launches: kernels that PyTorch would have launched.
         fused_launches: fused operators that ran.
+        eager_operations: multiply-adds of the convolutions that ``algebra=True`` reordered, where
+            PyTorch would have done them.
+        fused_operations: those that were done.
         fallback: why operators ran in plain PyTorch after all; None: they did not.
     """
 
@@ -32,6 +37,8 @@ class Traffic:
     fused_bytes: int = 0
     eager_launches: int = 0
     fused_launches: int = 0
+    eager_operations: int = 0
+    fused_operations: int = 0
     fallback: str | None = None
 
     @property
@@ -44,15 +51,60 @@ class Traffic:
         """Kernels that were not launched."""
         return self.eager_launches - self.fused_launches
 
+    @property
+    def saved_operations(self) -> int:
+        """Multiply-adds that were not done."""
+        return self.eager_operations - self.fused_operations
+
+
+class _Counter:
+    """Fills in the traffic of one site, call by call."""
+
+    def __init__(self) -> None:
+        self.traffic = Traffic()
+        self._eager_calls: list[tuple[int, int]] = []  # what the operators were counted with
+
     def add(self, observation: Observation) -> None:
         """Counts one call of an operator."""
         eager_bytes, eager_launches = _eager_cost(observation)
-        self.eager_bytes += eager_bytes
-        self.eager_launches += eager_launches
-        self.fused_bytes += sum(map(_nbytes, observation.inputs)) + _nbytes(observation.output)
-        self.fused_launches += 1
+        self._eager_calls.append((eager_bytes, eager_launches))
+        self.traffic.eager_bytes += eager_bytes
+        self.traffic.eager_launches += eager_launches
+        self.traffic.fused_bytes += sum(map(_nbytes, observation.inputs)) + _nbytes(
+            observation.output
+        )
+        self.traffic.fused_launches += 1
         if observation.reasons:
-            self.fallback = "; ".join(observation.reasons)
+            self.traffic.fallback = "; ".join(observation.reasons)
+
+    def reorder(self, reordering: Reordering) -> None:
+        """Counts the convolutions of the calls counted last, and what PyTorch does for all that.
+
+        Those calls were counted as if PyTorch would have done them in this order.
+        """
+        maps, convolved, projected, output, calls, passes = reordering
+        for eager_bytes, eager_launches in self._eager_calls[-calls:]:
+            self.traffic.eager_bytes -= eager_bytes
+            self.traffic.eager_launches -= eager_launches
+        size, width = output.shape[2:], output.shape[1]
+        columns = output.shape[0] * size.numel() * sum(x.shape[1] for x in maps)
+        read = columns * output.element_size()
+        moved, launches = _resampling_cost(maps, size)
+        joined = len(maps) > 1
+        self.traffic.eager_bytes += moved + 2 * read * joined + read
+        self.traffic.eager_bytes += _nbytes(output) * (1 + sum(passes))
+        self.traffic.eager_launches += launches + joined + 1 + len(passes)
+        self.traffic.eager_operations += columns * width
+        self.traffic.fused_bytes += sum(map(_nbytes, (*convolved, *projected)))
+        self.traffic.fused_launches += len(projected)
+        self.traffic.fused_operations += sum(x.numel() for x in convolved) * width
+
+
+def _resampling_cost(maps: Sequence[Tensor], size: torch.Size) -> tuple[int, int]:
+    """Bytes and kernels of ``interpolate``, for the maps that have another size."""
+    others = [x for x in maps if x.shape[2:] != size]
+    enlarged = sum(x.shape[0] * x.shape[1] * size.numel() * x.element_size() for x in others)
+    return sum(map(_nbytes, others)) + enlarged, len(others)
 
 
 def total(parts: Sequence[Traffic]) -> Traffic:
@@ -63,6 +115,8 @@ def total(parts: Sequence[Traffic]) -> Traffic:
         fused_bytes=sum(part.fused_bytes for part in parts),
         eager_launches=sum(part.eager_launches for part in parts),
         fused_launches=sum(part.fused_launches for part in parts),
+        eager_operations=sum(part.eager_operations for part in parts),
+        fused_operations=sum(part.fused_operations for part in parts),
         fallback=next((part.fallback for part in parts if part.fallback is not None), None),
     )
 
@@ -71,9 +125,9 @@ def run(
     model: nn.Module, sites: Sequence[nn.Module], inputs: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> list[Traffic]:
     """Calls the model once and returns what each site moved."""
-    counts = [Traffic() for _ in sites]
+    counts = [_Counter() for _ in sites]
     # Sites can be nested: a call of an operator belongs to the innermost one that is running.
-    running: list[Traffic] = []
+    running: list[_Counter] = []
     with contextlib.ExitStack() as stack:
         for site, count in zip(sites, counts, strict=True):
             stack.callback(_watch(site, count, running))
@@ -82,21 +136,27 @@ def run(
             if running:
                 running[-1].add(observation)
 
+        def observe_reordering(reordering: Reordering) -> None:
+            if running:
+                running[-1].reorder(reordering)
+
         functional.observers.append(observe)
         stack.callback(functional.observers.remove, observe)
+        _pointwise.observers.append(observe_reordering)
+        stack.callback(_pointwise.observers.remove, observe_reordering)
         stack.enter_context(torch.no_grad())
         # Compiled code tells observers nothing.
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(_unchanged(model))
         model(*inputs, **kwargs)
-    return counts
+    return [count.traffic for count in counts]
 
 
-def _watch(site: nn.Module, count: Traffic, running: list[Traffic]) -> Callable[[], None]:
+def _watch(site: nn.Module, count: _Counter, running: list[_Counter]) -> Callable[[], None]:
     """Keeps ``running`` up to date while the site is called; returns what ends that."""
 
     def before(module: nn.Module, args: Any) -> None:
-        count.calls += 1
+        count.traffic.calls += 1
         running.append(count)
 
     def after(module: nn.Module, args: Any, output: Any) -> None:

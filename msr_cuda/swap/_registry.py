@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
+from . import algebra as _algebra_package
 from . import recipes as _recipes_package
 from ._source import fingerprint
 
@@ -47,9 +48,12 @@ class Recipe(NamedTuple):
     target: ModuleType
     twin: ModuleType
     forward_fingerprints: frozenset[str]
+    algebra: bool = False  # reorders linear operations: only where that is asked for
 
 
+# By target, of each kind.
 _recipes: dict[ModuleType, Recipe] = {}
+_algebra: dict[ModuleType, Recipe] = {}
 # Every twin there ever was, with the class it stands for: what unfuse() goes by. A module needs to
 # remember nothing, so that a copy or a pickle of it can be restored too.
 _originals: dict[ModuleType, ModuleType] = {}
@@ -58,7 +62,11 @@ _unusable: set[str] = set()  # recipes whose import failed
 
 
 def register(
-    target: ModuleType, *, forward_fingerprints: Collection[str] = (), replace: bool = False
+    target: ModuleType,
+    *,
+    forward_fingerprints: Collection[str] = (),
+    replace: bool = False,
+    algebra: bool = False,
 ) -> Callable[[TwinT], TwinT]:
     """Class decorator: makes :func:`msr_cuda.fuse` swap modules of class ``target`` for this class.
 
@@ -114,6 +122,9 @@ def register(
             class was written for. With another one, as of a later release, modules are left alone.
             Empty: any, for a ``target`` in your own code.
         replace: take the place of the class that is registered for ``target``, if there is one.
+        algebra: the class computes the same in real arithmetic only, by reordering linear
+            operations: it is used by ``fuse(model, algebra=True)``, and goes before one that is
+            not.
 
     Raises:
         TypeError: the class does more than override ``forward``. ValueError: ``target`` has a twin.
@@ -128,14 +139,15 @@ def register(
         check_twin(target, twin)
         if twin.__module__.partition(".")[0] != __name__.partition(".")[0]:
             load_recipes(library)  # so that `replace` sees what would come later
-        known = _recipes.get(target)
+        registered = _algebra if algebra else _recipes
+        known = registered.get(target)
         # Run again, a cell of a notebook defines the same class anew.
         if known is not None and not replace and describe(known.twin) != describe(twin):
             raise ValueError(
                 f"register: expected {describe(target)} to have no twin yet (or replace=True), "
                 f"got {describe(known.twin)}"
             )
-        _recipes[target] = make_recipe(target, twin, forward_fingerprints)
+        registered[target] = make_recipe(target, twin, forward_fingerprints, algebra)
         return twin
 
     return decorate
@@ -144,9 +156,11 @@ def register(
 def unregister(twin: ModuleType) -> None:
     """Takes a registered class out again; modules that became one can still be restored."""
     target = _originals.get(twin)
-    if target is None or target not in _recipes or _recipes[target].twin is not twin:
-        raise ValueError(f"unregister: expected a registered class, got {twin!r}")
-    del _recipes[target]
+    for registered in (_recipes, _algebra):
+        if target in registered and registered[target].twin is twin:
+            del registered[target]
+            return
+    raise ValueError(f"unregister: expected a registered class, got {twin!r}")
 
 
 def load_recipes(library: str | None = None) -> None:
@@ -155,29 +169,37 @@ def load_recipes(library: str | None = None) -> None:
     Warns:
         UserWarning: the library is there, but is not laid out as its recipes expect. Once.
     """
-    for entry, needed in _recipes_package.NEEDS.items():
-        # Where the module with the classes was never imported, no model has one of them, and
-        # importing it might fail. A library that failed to import may have left None there.
-        if entry in _unusable or library not in (None, entry) or sys.modules.get(needed) is None:
-            continue
-        try:
-            importlib.import_module(f"{_recipes_package.__name__}.{entry}")
-        except ImportError as error:
-            _unusable.add(entry)
-            warnings.warn(f"the recipes for {entry} do not fit its version: {error}", stacklevel=4)
+    for package in (_recipes_package, _algebra_package):
+        for entry, needed in package.NEEDS.items():
+            name = f"{package.__name__}.{entry}"
+            # Where the module with the classes was never imported, no model has one of them, and
+            # importing it might fail. A library that failed to import may have left None there.
+            if library not in (None, needed.partition(".")[0]) or sys.modules.get(needed) is None:
+                continue
+            if name in _unusable:
+                continue
+            try:
+                importlib.import_module(name)
+            except ImportError as error:
+                _unusable.add(name)
+                warnings.warn(
+                    f"the recipes for {entry} do not fit its version: {error}", stacklevel=4
+                )
 
 
-def recipes() -> list[Recipe]:
-    """All that is registered."""
-    return list(_recipes.values())
+def recipes(algebra: bool = False) -> list[Recipe]:
+    """All that is registered; ``algebra``: those recipes too."""
+    return [*(_algebra.values() if algebra else ()), *_recipes.values()]
 
 
-def recipe_for(cls: ModuleType) -> Recipe | None:
-    """The recipe of a class or of its nearest base that has one."""
+def recipes_for(cls: ModuleType, algebra: bool = False) -> list[Recipe]:
+    """The recipes of a class or of its nearest base that has one, the best first."""
+    kinds = (_algebra, _recipes) if algebra else (_recipes,)
     for base in cls.__mro__:
-        if base in _recipes:
-            return _recipes[base]
-    return None
+        found = [registered[base] for registered in kinds if base in registered]
+        if found:
+            return found
+    return []
 
 
 def original_of(cls: ModuleType) -> ModuleType | None:
@@ -273,11 +295,14 @@ def _names(classes: Collection[type]) -> set[str]:
 
 
 def make_recipe(
-    target: ModuleType, twin: ModuleType, forward_fingerprints: Collection[str]
+    target: ModuleType,
+    twin: ModuleType,
+    forward_fingerprints: Collection[str],
+    algebra: bool = False,
 ) -> Recipe:
     """Remembers what ``twin`` stands for, so that :func:`msr_cuda.unfuse` can restore it."""
     _originals[twin] = target
-    return Recipe(target, twin, frozenset(forward_fingerprints))
+    return Recipe(target, twin, frozenset(forward_fingerprints), algebra)
 
 
 def check_twin(target: ModuleType, twin: object) -> None:

@@ -81,6 +81,9 @@ class Report:
           each. A map that has the result's size already counts as not interpolated, except by
           ``resample``.
 
+        What ``fuse(model, algebra=True)`` reordered counts with its convolutions, each of which
+        reads its input and writes its result, and their multiply-adds.
+
         Weights and what caches hold are not counted, nor the casts to float32 that PyTorch makes
         under autocast: the eager count is what the same code moves in the dtypes that were seen.
 
@@ -172,8 +175,15 @@ class Report:
         total = self.total
         if total is None:
             return []
-        header = ("module", "calls", "eager", "fused", "bytes saved", "kernels saved")
-        return [header, *(_traffic_row(*m) for m in (*self._measured(), ("in all", total)))]
+        header: tuple[str, ...] = (
+            "module", "calls", "eager", "fused", "bytes saved", "kernels saved"
+        )  # fmt: skip
+        rows = [_traffic_row(*m) for m in (*self._measured(), ("in all", total))]
+        if total.eager_operations:
+            header = (*header, "multiply-adds saved")
+            counts = [*(t for _, t in self._measured()), total]
+            rows = [(*row, _operations(t)) for row, t in zip(rows, counts, strict=True)]
+        return [header, *rows]
 
     def _fallbacks(self) -> list[str]:
         reasons = {t.fallback for _, t in self._measured() if t.fallback is not None}
@@ -190,6 +200,12 @@ def _traffic_row(label: str, traffic: Traffic) -> tuple[str, ...]:
         _megabytes(traffic.saved_bytes) + ratio,
         str(traffic.saved_launches),
     )
+
+
+def _operations(traffic: Traffic) -> str:
+    if not traffic.eager_operations:
+        return "-"
+    return f"{traffic.saved_operations / 1e6:.1f} M of {traffic.eager_operations / 1e6:.1f} M"
 
 
 def _megabytes(count: int) -> str:

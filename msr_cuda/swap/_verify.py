@@ -141,6 +141,7 @@ def verify(
     *,
     gradients: bool = True,
     filter: Filter | None = None,
+    algebra: bool = False,
 ) -> Verification:
     """Runs copies of a model, fused and not, on the same inputs, and compares what they give.
 
@@ -160,7 +161,7 @@ def verify(
             a mapping of keyword arguments. For a model that takes one list, as torchvision's
             detectors do, that is ``[[image, image]]``.
         gradients: compare those too.
-        filter: see :func:`fuse`.
+        filter, algebra: see :func:`fuse`.
 
     Returns:
         Verification: what was compared, true if all of it passed.
@@ -175,7 +176,7 @@ def verify(
     plain = _copied(model)
     unfuse(plain)
     twin = _copied(plain)
-    report = fuse(twin, filter=filter)
+    report = fuse(twin, filter=filter, algebra=algebra)
     dtype = _own_dtype(plain)
     truth = _run(plain.double(), args, kwargs, torch.float64, gradients)
     found = _run(twin.double(), args, kwargs, torch.float64, gradients)
