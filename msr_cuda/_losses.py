@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _dispatch, _plans, _validate, autograd, reference
+from . import _dispatch, _ops, _plans, _spec, _validate, autograd, reference
 from ._dispatch import Impl, unsupported_reasons
 from ._validate import Size
 
@@ -24,8 +24,10 @@ def resample_cross_entropy(
 ) -> Tensor:
     r"""Cross entropy of logits that are resampled to the size of the target.
 
-    Equivalent to ``cross_entropy(interpolate(logits, size), target)`` in float32. No kernel yet:
-    the upsampled logits are materialised.
+    Equivalent to ``cross_entropy(interpolate(logits, size), target)`` in float32. On the CPU's
+    kernels the upsampled logits are never written: a forward pass keeps one number per pixel, the
+    log-sum-exp, and the backward makes the logits again, row by row. Differentiable once, in the
+    logits. On CUDA, and for targets that need a gradient, the upsampled logits are materialised.
 
     Args:
         logits (Tensor[N, C, *spatial]): scores of C classes, before softmax.
@@ -43,18 +45,27 @@ def resample_cross_entropy(
         logits), also for half logits.
 
     Raises:
-        ValueError, TypeError, RuntimeError: as :func:`resample`.
+        ValueError, TypeError, RuntimeError: as :func:`resample`. RuntimeError: on the CPU, a class
+        index out of range.
 
-    Source: :func:`torch.nn.functional.cross_entropy`.
+    Source: :func:`torch.nn.functional.cross_entropy`; the gradient of a pixel's class c is
+    ``p_c sum_k t_k w_k - t_c w_c`` for probabilities t, weights w and the softmax p of the logits.
     """
     name = "resample_cross_entropy"
     per_channel = isinstance(target, Tensor) and target.is_floating_point()
     size = _validate.check_target(name, logits, target, per_channel=per_channel)
     _validate.check_classes(name, logits, target, weight, ignore_index, label_smoothing)
     _validate.check_reduction(name, reduction)
-    resampled = _resampled_logits(name, logits, size, mode, align_corners, impl)
-    return reference.cross_entropy(
-        resampled, target, weight, ignore_index, label_smoothing, reduction
+    planned = _plan(name, logits, size, mode, align_corners)
+    if _dispatch.reasons_for_reference(name, impl, [logits], _reasons(logits, target)):
+        resampled = _resampled(planned, logits, impl)
+        return reference.cross_entropy(
+            resampled, target, weight, ignore_index, label_smoothing, reduction
+        )
+    if weight is not None:
+        weight = weight.detach().to(_accumulation_dtype(logits)).contiguous()
+    return autograd.cross_entropy(
+        logits, target, weight, planned.plan.spec, ignore_index, label_smoothing, reduction
     )
 
 
@@ -72,7 +83,9 @@ def resample_binary_cross_entropy_with_logits(
     r"""Binary cross entropy of logits that are resampled to the size of the target.
 
     Equivalent to ``binary_cross_entropy_with_logits(interpolate(logits, size), target)`` in
-    float32. No kernel yet: the upsampled logits are materialised.
+    float32. On the CPU's kernels the upsampled logits are never written, and the backward makes
+    them again, row by row; differentiable once, in the logits. On CUDA, and for targets that need a
+    gradient, they are materialised.
 
     Args:
         logits (Tensor[N, C, *spatial]): scores before the sigmoid.
@@ -99,9 +112,21 @@ def resample_binary_cross_entropy_with_logits(
     for argument, value in (("weight", weight), ("pos_weight", pos_weight)):
         if value is not None:
             _validate.check_factor(name, argument, value, logits, size)
-    resampled = _resampled_logits(name, logits, size, mode, align_corners, impl)
-    return reference.binary_cross_entropy_with_logits(
-        resampled, target, weight, pos_weight, reduction
+    planned = _plan(name, logits, size, mode, align_corners)
+    if _dispatch.reasons_for_reference(name, impl, [logits], _reasons(logits, target)):
+        resampled = _resampled(planned, logits, impl)
+        return reference.binary_cross_entropy_with_logits(
+            resampled, target, weight, pos_weight, reduction
+        )
+    dtype = _accumulation_dtype(logits)
+    if not target.is_floating_point() and target.dtype not in (torch.bool, torch.uint8):
+        target = target.to(dtype)
+    weight, pos_weight = (
+        None if factor is None else factor.detach().to(dtype).expand(target.shape)
+        for factor in (weight, pos_weight)
+    )
+    return autograd.binary_cross_entropy(
+        logits, target, weight, pos_weight, planned.plan.spec, reduction
     )
 
 
@@ -117,8 +142,8 @@ def resample_argmax(
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""The class with the largest logit after resampling, for every pixel.
 
-    Equivalent to ``interpolate(logits, size).argmax(1)`` in float32. No kernel yet: the upsampled
-    logits are materialised. Not differentiable.
+    Equivalent to ``interpolate(logits, size).argmax(1)`` in float32. On the CPU's kernels the
+    upsampled logits are never written; on CUDA they are materialised. Not differentiable.
 
     Args:
         logits (Tensor[N, C, *spatial]): scores of C classes.
@@ -137,27 +162,45 @@ def resample_argmax(
     """
     name = "resample_argmax"
     _validate.check_argmax(name, logits, dtype)
+    planned = _plan(name, logits, size, mode, align_corners)
     with torch.no_grad():
-        resampled = _resampled_logits(name, logits, size, mode, align_corners, impl)
-        index, probability = reference.argmax(resampled, dtype)
+        if _dispatch.reasons_for_reference(name, impl, [logits], _reasons(logits)):
+            resampled = _resampled(planned, logits, impl)
+            index, probability = reference.argmax(resampled, dtype)
+        else:
+            number = _spec.INDEX_DTYPES.index(dtype)
+            index, probability = _ops.argmax(
+                logits.detach(), planned.plan.size, planned.plan.spec, number, return_max
+            )
     return (index, probability) if return_max else index
 
 
-def _resampled_logits(
-    name: str,
-    logits: Tensor,
-    size: Size,
-    mode: str,
-    align_corners: bool | None,
-    impl: Impl,
-) -> Tensor:
-    """The logits at another size, in the accumulation type: on a kernel where there is one."""
-    accumulate = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    planned = _plans.find(
-        name, _plans.LOGITS, [logits], size, mode, align_corners, False, None, None, accumulate
+def _accumulation_dtype(logits: Tensor) -> torch.dtype:
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def _plan(
+    name: str, logits: Tensor, size: Size, mode: str, align_corners: bool | None
+) -> _plans.Planned:
+    """The resampling of the logits, in the accumulation type."""
+    dtype = _accumulation_dtype(logits)
+    return _plans.find(
+        name, _plans.LOGITS, [logits], size, mode, align_corners, False, None, None, dtype
     )
-    reasons = ["there is no kernel that spares the upsampled logits"]
-    _dispatch.reasons_for_reference(name, impl, [logits], reasons)
+
+
+def _reasons(logits: Tensor, target: Tensor | None = None) -> list[str]:
+    """Why there is no kernel that spares the upsampled logits."""
+    reasons = []
+    if logits.is_cuda:
+        reasons.append("there is no CUDA kernel that spares the upsampled logits")
+    if target is not None and target.requires_grad:
+        reasons.append("the target requires a gradient")
+    return reasons
+
+
+def _resampled(planned: _plans.Planned, logits: Tensor, impl: Impl) -> Tensor:
+    """The logits at another size: on a kernel where there is one."""
     if impl == "reference" or unsupported_reasons([logits]):
         return reference.resample_sum(planned.with_maps([logits]))
     return autograd.gather(planned.plan, [logits])

@@ -5,6 +5,7 @@ adjoint (one map to many: their backward). They know nothing of autograd. The ``
 take the rarer arguments, ``.extended`` all of them, ``gather.out`` writes into a given map. Outside
 of graphs ``gather.one`` (of one map), ``.packed`` and ``.saving`` (with a mask) are what ``gather``
 and ``gather.full`` are, in half the time of a call.
+The cross entropies and ``argmax`` are of resampled logits, which are never written.
 ``csrc/ops/library.cpp`` has the schemas, :mod:`msr_cuda._spec` the packed integers.
 """
 
@@ -30,6 +31,11 @@ spread: Any = None
 spread_full: Any = None
 spread_extended: Any = None
 pixel_weight_grads: Any = None
+cross_entropy: Any = None
+cross_entropy_backward: Any = None
+binary_cross_entropy: Any = None
+binary_cross_entropy_backward: Any = None
+argmax: Any = None
 taps: Any = None
 
 
@@ -207,6 +213,74 @@ def _fake_pixel_weight_grads(
     return grad.new_empty(shape, dtype=_spec.accumulation_dtype(spec))
 
 
+def _fake_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    spec: int,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dtype = _spec.accumulation_dtype(spec)
+    probabilities = target.dim() == logits.dim()
+    pixels = (target.shape[0], *target.shape[2 if probabilities else 1 :])
+    lse = logits.new_empty(pixels, dtype=dtype)
+    loss = logits.new_empty(() if reduction else pixels, dtype=dtype)
+    return loss, lse, lse.new_empty(pixels if probabilities else (0,)), lse.new_empty(())
+
+
+def _fake_cross_entropy_backward(
+    grad: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    lse: Tensor,
+    target_sums: Tensor,
+    spec: int,
+    ignore_index: int,
+    label_smoothing: float,
+) -> Tensor:
+    return _logit_grads(logits, spec)
+
+
+def _fake_binary_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    spec: int,
+    reduction: int,
+) -> Tensor:
+    dtype = _spec.accumulation_dtype(spec)
+    return logits.new_empty(() if reduction else target.shape, dtype=dtype)
+
+
+def _fake_binary_cross_entropy_backward(
+    grad: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    spec: int,
+) -> Tensor:
+    return _logit_grads(logits, spec)
+
+
+def _logit_grads(logits: Tensor, spec: int) -> Tensor:
+    layout = _spec.memory_format(bool(spec & _spec.CHANNELS_LAST), logits.dim())
+    return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device, memory_format=layout)
+
+
+def _fake_argmax(
+    logits: Tensor, size: Sequence[int], spec: int, index_type: int, with_probability: bool
+) -> tuple[Tensor, Tensor]:
+    pixels = (logits.shape[0], *size)
+    dtype = _spec.accumulation_dtype(spec)
+    index = logits.new_empty(pixels, dtype=_spec.INDEX_DTYPES[index_type])
+    return index, logits.new_empty(pixels if with_probability else (0,), dtype=dtype)
+
+
 if _extension.LOADED:
     gather = torch.ops.msr_cuda.gather.default
     # Graphs do not have these: without OpOverload.__call__, which only they need, a call is faster.
@@ -221,6 +295,11 @@ if _extension.LOADED:
     spread_full = torch.ops.msr_cuda.spread.full
     spread_extended = torch.ops.msr_cuda.spread.extended
     pixel_weight_grads = torch.ops.msr_cuda.pixel_weight_grads.default
+    cross_entropy = torch.ops.msr_cuda.cross_entropy.default
+    cross_entropy_backward = torch.ops.msr_cuda.cross_entropy_backward.default
+    binary_cross_entropy = torch.ops.msr_cuda.binary_cross_entropy.default
+    binary_cross_entropy_backward = torch.ops.msr_cuda.binary_cross_entropy_backward.default
+    argmax = torch.ops.msr_cuda.argmax.default
     taps = torch.ops.msr_cuda.taps.default
     torch.library.register_fake("msr_cuda::gather", _fake_gather)
     torch.library.register_fake("msr_cuda::gather.one", _fake_gather_one)
@@ -234,3 +313,10 @@ if _extension.LOADED:
     torch.library.register_fake("msr_cuda::spread.full", _fake_spread_full)
     torch.library.register_fake("msr_cuda::spread.extended", _fake_spread_extended)
     torch.library.register_fake("msr_cuda::pixel_weight_grads", _fake_pixel_weight_grads)
+    torch.library.register_fake("msr_cuda::cross_entropy", _fake_cross_entropy)
+    torch.library.register_fake("msr_cuda::cross_entropy_backward", _fake_cross_entropy_backward)
+    torch.library.register_fake("msr_cuda::binary_cross_entropy", _fake_binary_cross_entropy)
+    torch.library.register_fake(
+        "msr_cuda::binary_cross_entropy_backward", _fake_binary_cross_entropy_backward
+    )
+    torch.library.register_fake("msr_cuda::argmax", _fake_argmax)

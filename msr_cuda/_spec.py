@@ -44,6 +44,8 @@ LEAKY_SLOPE = 0.01  # torch.nn.LeakyReLU's
 #: Those whose derivative takes one bit per element. The others' is computed again.
 BIT_ACTIVATIONS = ("relu", "relu6", "leaky_relu")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+#: Of class indices, in the order of the raw operators' numbers for them.
+INDEX_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
 class Mode(IntEnum):

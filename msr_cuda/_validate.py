@@ -23,7 +23,6 @@ _SPATIAL = {1: "L", 2: "H, W", 3: "D, H, W"}
 _REDUCTIONS = ("none", "mean", "sum")
 _NORMALIZE = (None, "softmax", "fast")
 #: Class indices that a loss takes, and argmax gives.
-_INDEX_DTYPES = (torch.int64, torch.int32, torch.int16, torch.uint8)
 _ARGMAX_DTYPES = (torch.int64, torch.int32, torch.uint8)
 
 
@@ -604,9 +603,9 @@ def check_classes(
     label_smoothing: float,
 ) -> None:
     """Checks what belongs to class indices or probabilities."""
-    if not target.is_floating_point() and target.dtype not in _INDEX_DTYPES:
+    if not target.is_floating_point() and target.dtype not in _spec.INDEX_DTYPES:
         raise TypeError(
-            f"{name}: expected target to be class indices ({_dtype_names(_INDEX_DTYPES)}) or "
+            f"{name}: expected target to be class indices ({_dtype_names(_spec.INDEX_DTYPES)}) or "
             f"floating-point probabilities, got {target.dtype}"
         )
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):

@@ -94,6 +94,46 @@ MSR_HOST_DEVICE V exp_of(V x) {
 #endif
 }
 
+// Of a positive, normal number: Cephes' logf (Moshier), within 1 ulp. Infinity and NaN stay.
+template <typename V>
+MSR_HOST_DEVICE V float_log(V x) {
+  typename NumberOf<V>::bits bits, exponent;
+  memcpy(&bits, &x, sizeof bits);
+  exponent = (bits >> 23) + 0x4b400000u;  // 1.5 * 2^23 and the exponent, as a float
+  bits = (bits & 0x007fffffu) | 0x3f000000u;
+  V n, m;
+  memcpy(&n, &exponent, sizeof n);
+  memcpy(&m, &bits, sizeof m);  // from 0.5 to 1
+  n = n - (12582912.0f + 126.0f);
+  const auto low = m < 0.70710678f;
+  n = choose(low, n - 1.0f, n);
+  m = choose(low, m + m, m) - 1.0f;
+  V p = m * 7.0376836292e-2f - 1.1514610310e-1f;
+  p = p * m + 1.1676998740e-1f;
+  p = p * m - 1.2420140846e-1f;
+  p = p * m + 1.4249322787e-1f;
+  p = p * m - 1.6668057665e-1f;
+  p = p * m + 2.0000714765e-1f;
+  p = p * m - 2.4999993993e-1f;
+  p = p * m + 3.3333331174e-1f;
+  const V square = m * m;
+  V y = m * square * p + n * -2.12194440e-4f - square * 0.5f;
+  y = m + y + n * 0.693359375f;
+  return choose((x > 3.4028234e38f) | (x != x), x, y);
+}
+
+template <typename V>
+MSR_HOST_DEVICE V log_of(V x) {
+  if constexpr (sizeof(number_t<V>) == 8) return log(x);
+#if defined(__CUDA_ARCH__)
+  else
+    return logf(x);
+#else
+  else
+    return float_log(x);
+#endif
+}
+
 template <typename V>
 MSR_HOST_DEVICE V float_erf(V x) {
   const V magnitude = choose(x < 0.0f, -x, x);

@@ -3,6 +3,8 @@
 // registers of the instruction set of the including file.
 #pragma once
 
+#include <limits>
+
 #include "row_lanes.h"
 
 namespace msr {
@@ -359,6 +361,118 @@ template <typename vec_t>
 void add_taken(const TakenArgs<typename vec_t::acc_t>& args) {
   if (args.wide) return add_taken_of<vec_t, int32_t>(args);
   add_taken_of<vec_t, uint8_t>(args);
+}
+
+template <typename vec_t>
+void add_exponentials(const LogitsArgs<typename vec_t::acc_t>& args) {
+  using acc_t = typename vec_t::acc_t;
+  using Numbers = typename Wide<vec_t>::Numbers;
+  in_vectors<vec_t>(args.columns, [&](int64_t k, auto lanes) {
+    const Numbers before = load_part<vec_t>(args.largest + k, lanes);
+    Numbers largest = before;
+    for (int32_t c = 0; c < args.classes; ++c) {
+      const Numbers value = load_part<vec_t>(args.values + c * args.stride + k, lanes);
+      largest = choose(value > largest, value, largest);
+    }
+    // Where all are -inf so far, differences to the largest would be NaN.
+    const Numbers finite = fill<Numbers>(std::numeric_limits<acc_t>::lowest());
+    const Numbers origin = choose(largest < finite, Numbers{}, largest);
+    const auto exponential = [](auto v) { return exp_of(v); };
+    Numbers sum = load_part<vec_t>(args.sum + k, lanes);
+    sum *= each_of<vec_t>(before - origin, exponential);
+    for (int32_t c = 0; c < args.classes; ++c) {
+      const Numbers value = load_part<vec_t>(args.values + c * args.stride + k, lanes);
+      sum += each_of<vec_t>(value - origin, exponential);
+    }
+    store_part<vec_t>(args.largest + k, largest, lanes);
+    store_part<vec_t>(args.sum + k, sum, lanes);
+  });
+}
+
+template <typename vec_t>
+void find_largest(const LogitsArgs<typename vec_t::acc_t>& args, typename vec_t::acc_t* number,
+                  typename vec_t::acc_t first) {
+  using acc_t = typename vec_t::acc_t;
+  using Numbers = typename Wide<vec_t>::Numbers;
+  in_vectors<vec_t>(args.columns, [&](int64_t k, auto lanes) {
+    Numbers largest = load_part<vec_t>(args.largest + k, lanes);
+    Numbers which = load_part<vec_t>(number + k, lanes);
+    for (int32_t c = 0; c < args.classes; ++c) {
+      const Numbers value = load_part<vec_t>(args.values + c * args.stride + k, lanes);
+      const auto better = (value > largest) | ((value != value) & (largest == largest));
+      largest = choose(better, value, largest);
+      which = choose(better, fill<Numbers>(first + static_cast<acc_t>(c)), which);
+    }
+    store_part<vec_t>(args.largest + k, largest, lanes);
+    store_part<vec_t>(number + k, which, lanes);
+  });
+}
+
+template <typename vec_t>
+void exponentiate(typename vec_t::acc_t* to, const typename vec_t::acc_t* offset,
+                  const typename vec_t::acc_t* factor, int64_t length) {
+  in_vectors<vec_t>(length, [&](int64_t k, auto lanes) {
+    const auto power = load_part<vec_t>(to + k, lanes) - load_part<vec_t>(offset + k, lanes);
+    const auto value = each_of<vec_t>(power, [](auto v) { return exp_of(v); });
+    store_part<vec_t>(to + k, load_part<vec_t>(factor + k, lanes) * value, lanes);
+  });
+}
+
+template <typename vec_t>
+void log_sums(typename vec_t::acc_t* to, const typename vec_t::acc_t* largest,
+              const typename vec_t::acc_t* sum, int64_t length) {
+  in_vectors<vec_t>(length, [&](int64_t k, auto lanes) {
+    const auto logarithm =
+        each_of<vec_t>(load_part<vec_t>(sum + k, lanes), [](auto v) { return log_of(v); });
+    store_part<vec_t>(to + k, load_part<vec_t>(largest + k, lanes) + logarithm, lanes);
+  });
+}
+
+// Calls f(k, lanes, logit, target, weight, factor of the positive part).
+template <typename vec_t, typename F>
+MSR_INLINE void for_each_binary(const BinaryArgs<typename vec_t::acc_t>& args, F&& f) {
+  using Numbers = typename Wide<vec_t>::Numbers;
+  in_vectors<vec_t>(args.columns, [&](int64_t k, auto lanes) {
+    const Numbers one = fill<Numbers>(1);
+    const Numbers target = load_part<vec_t>(args.target + k, lanes);
+    Numbers weight = one, positive = one;
+    if (args.weight) weight = load_part<vec_t>(args.weight + k, lanes);
+    if (args.pos_weight)
+      positive = (load_part<vec_t>(args.pos_weight + k, lanes) - one) * target + one;
+    f(k, lanes, load_part<vec_t>(args.values + k, lanes), target, weight, positive);
+  });
+}
+
+template <typename vec_t>
+void binary_losses(const BinaryArgs<typename vec_t::acc_t>& args) {
+  using Numbers = typename Wide<vec_t>::Numbers;
+  for_each_binary<vec_t>(args, [&](int64_t k, auto lanes, Numbers value, Numbers target,
+                                   Numbers weight, Numbers positive) {
+    const Numbers one = fill<Numbers>(1);
+    const auto negative = value < Numbers{};
+    const Numbers magnitude = choose(negative, -value, value);
+    const Numbers power = each_of<vec_t>(-magnitude, [](auto v) { return exp_of(v); });
+    // log(1 + power), as log(1 + x) x / ((1 + x) - 1), which is right where 1 + x rounds to 1, too.
+    const Numbers sum = power + one, rounded = sum - one;
+    const Numbers logarithm = each_of<vec_t>(sum, [](auto v) { return log_of(v); });
+    const Numbers small = choose(rounded == Numbers{}, power,
+                                 logarithm * (power / choose(rounded == Numbers{}, one, rounded)));
+    const Numbers softplus = small + choose(negative, magnitude, Numbers{});
+    store_part<vec_t>(args.values + k, weight * ((one - target) * value + positive * softplus),
+                      lanes);
+  });
+}
+
+template <typename vec_t>
+void binary_gradients(const BinaryArgs<typename vec_t::acc_t>& args) {
+  using Numbers = typename Wide<vec_t>::Numbers;
+  for_each_binary<vec_t>(args, [&](int64_t k, auto lanes, Numbers value, Numbers target,
+                                   Numbers weight, Numbers positive) {
+    const Numbers one = fill<Numbers>(1);
+    const Numbers other = each_of<vec_t>(-value, [](auto v) { return sigmoid_of(v); });
+    const Numbers grad = load_part<vec_t>(args.grad + k, lanes);
+    store_part<vec_t>(args.values + k, grad * weight * ((one - target) - positive * other), lanes);
+  });
 }
 
 }  // namespace

@@ -28,6 +28,7 @@ struct Finish {
 template <typename acc_t>
 MSR_HOST_DEVICE bool takes(DType row, DType result) {
   if constexpr (sizeof(acc_t) == 8) return row == DType::kFloat64;
+  if (row == DType::kFloat64) return false;
   return row == DType::kFloat32 || result == DType::kFloat32 || row == result;
 }
 
@@ -172,6 +173,27 @@ struct TakenArgs {
   int64_t columns, channels;
 };
 
+// Resampled logits of some classes, each `stride` after the one before, and what is known of those
+// before them: the largest, and the sum of exp(value - largest).
+template <typename acc_t>
+struct LogitsArgs {
+  const acc_t* values;
+  int64_t stride;
+  int32_t classes;  // at least 1
+  int64_t columns;
+  acc_t *largest, *sum;
+};
+
+// Resampled logits of one channel, and what belongs to them; null factors are one.
+template <typename acc_t>
+struct BinaryArgs {
+  acc_t* values;        // logits; replaced by losses, or by gradients
+  const acc_t* target;  // probabilities
+  const acc_t *weight, *pos_weight;
+  const acc_t* grad;  // for gradients
+  int64_t columns;
+};
+
 template <typename acc_t>
 struct RowOps {
   const char* name;
@@ -206,6 +228,18 @@ struct RowOps {
   void (*put_codes)(uint8_t* codes, const acc_t* rows, const acc_t* columns, acc_t width,
                     int64_t length);
   void (*add_taken)(const TakenArgs<acc_t>&);
+  // Cross entropy, see cross_entropy_cpu.h. Takes the classes into the largest and the sum.
+  void (*add_exponentials)(const LogitsArgs<acc_t>&);
+  // Takes the classes, whose numbers begin with `first`, into the largest and its number: that of
+  // the first among equals, or of the first NaN.
+  void (*find_largest)(const LogitsArgs<acc_t>&, acc_t* number, acc_t first);
+  // to[k] = factor[k] * exp(to[k] - offset[k])
+  void (*exponentiate)(acc_t* to, const acc_t* offset, const acc_t* factor, int64_t length);
+  // to[k] = largest[k] + log(sum[k])
+  void (*log_sums)(acc_t* to, const acc_t* largest, const acc_t* sum, int64_t length);
+  // Binary cross entropy, see binary_cross_entropy_cpu.h.
+  void (*binary_losses)(const BinaryArgs<acc_t>&);
+  void (*binary_gradients)(const BinaryArgs<acc_t>&);
 };
 
 // One per instruction set; null where the compiler has none of it.

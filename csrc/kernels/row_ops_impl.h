@@ -533,7 +533,13 @@ constexpr RowOps<typename vec_t::acc_t> make_row_ops(const char* name) {
           take_rows<vec_t>,
           take_columns<vec_t>,
           put_codes<vec_t>,
-          add_taken<vec_t>};
+          add_taken<vec_t>,
+          add_exponentials<vec_t>,
+          find_largest<vec_t>,
+          exponentiate<vec_t>,
+          log_sums<vec_t>,
+          binary_losses<vec_t>,
+          binary_gradients<vec_t>};
 }
 
 }  // namespace

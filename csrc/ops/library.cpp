@@ -94,6 +94,24 @@ STABLE_TORCH_LIBRARY(msr_cuda, m) {
   m.def(
       "pixel_weight_grads(Tensor grad, Tensor[] inputs, Tensor? weights, Tensor? gate, int spec, "
       "float[] scales, SymInt[] windows) -> Tensor");
+  // Of resampled logits, which are never written. What is saved: log-sum-exp, sums of targets.
+  m.def(
+      "cross_entropy(Tensor logits, Tensor target, Tensor? weight, int spec, int ignore_index, "
+      "float label_smoothing, int reduction)"
+      " -> (Tensor loss, Tensor lse, Tensor target_sums, Tensor divisor)");
+  m.def(
+      "cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, Tensor? weight, "
+      "Tensor lse, Tensor target_sums, int spec, int ignore_index, float label_smoothing)"
+      " -> Tensor");
+  m.def(
+      "binary_cross_entropy(Tensor logits, Tensor target, Tensor? weight, Tensor? pos_weight, "
+      "int spec, int reduction) -> Tensor");
+  m.def(
+      "binary_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, Tensor? weight, "
+      "Tensor? pos_weight, int spec) -> Tensor");
+  m.def(
+      "argmax(Tensor logits, SymInt[] size, int spec, int index_type, bool with_probability)"
+      " -> (Tensor index, Tensor probability)");
   m.def(
       "taps(int mode, int in_size, int out_size, float scale_factor, bool adjoint, bool single)"
       " -> (Tensor first, Tensor count, Tensor weights)");

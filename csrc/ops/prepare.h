@@ -147,14 +147,20 @@ inline int32_t sum_dtype(bool acc_is_double) {
   return acc_is_double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
 }
 
+// A contiguous one.
+inline Tensor empty_contiguous(const std::vector<int64_t>& sizes, int32_t dtype,
+                               const Tensor& like) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t i = sizes.size(); i > 1; --i)
+    strides[i - 2] = strides[i - 1] * std::max<int64_t>(1, sizes[i - 1]);
+  return empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype,
+                       like);
+}
+
 // A contiguous one of the accumulation type.
 inline Tensor empty_sums(const std::vector<int64_t>& sizes, bool acc_is_double,
                          const Tensor& like) {
-  std::vector<int64_t> strides(sizes.size(), 1);
-  for (size_t i = sizes.size() - 1; i > 0; --i)
-    strides[i - 1] = strides[i] * std::max<int64_t>(1, sizes[i]);
-  return empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-                       sum_dtype(acc_is_double), like);
+  return empty_contiguous(sizes, sum_dtype(acc_is_double), like);
 }
 
 // A dense, uninitialised tensor for `map`, whose sizes, dtype and channels_last are set; sets data

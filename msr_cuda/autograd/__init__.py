@@ -22,9 +22,19 @@ from torch import Tensor
 from .. import _ops, _spec
 from ._extended import ExtendedFunction, Gather, ManyFunction, gather_many, raw_extended
 from ._linear import GatherFunction, Plan, raw_gather
+from ._losses import binary_cross_entropy, cross_entropy
 from ._pyramid import PyramidFunction, pyramid
 
-__all__ = ["Gather", "Plan", "gather", "gather_into", "many", "resample_levels"]
+__all__ = [
+    "Gather",
+    "Plan",
+    "binary_cross_entropy",
+    "cross_entropy",
+    "gather",
+    "gather_into",
+    "many",
+    "resample_levels",
+]
 
 # Function.apply does these two steps after checks for torch.func, under which the reference runs.
 # They are private to torch: without them, as a later release may be, Function.apply does it.
