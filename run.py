@@ -5,7 +5,8 @@
     python3 run.py test [args]    the test suite; arguments go to pytest
     python3 run.py bench [args]   python -m benchmarks, against eager and torch.compile
                                   (default: --quick; --help lists what there is;
-                                  `bench models [args]`: whole models, python -m benchmarks.models)
+                                  `bench models [args]`: whole models, python -m benchmarks.models;
+                                  `bench logits [args]`: losses, python -m benchmarks.logits)
     python3 run.py gpu-check      on a CUDA machine: build, tests, compute-sanitizer, benchmarks
     python3 run.py setup          only prepare .venv/, build, and say what there is
     python3 run.py lint           ruff, mypy, clang-format
@@ -443,6 +444,8 @@ def bench_command(arguments: list[str]) -> int:
         install_optional([vision, PLOTS, *MODEL_LIBRARIES], "models that need them are left out")
         return run(PYTHON, "-m", "benchmarks.models", *arguments[1:])
     install_optional([PLOTS], "there will be no plots")
+    if arguments[:1] == ["logits"]:
+        return run(PYTHON, "-m", "benchmarks.logits", *arguments[1:])
     return run(PYTHON, "-m", "benchmarks", *(arguments or ["--quick"]))
 
 

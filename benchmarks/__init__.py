@@ -9,4 +9,5 @@ that needs a GPU in one command.
 #: What a run writes, in a folder of its own.
 JSON_NAME, CSV_NAME = "benchmarks.json", "benchmarks.csv"
 HOST_CSV_NAME = "host.csv"
-MODELS_JSON_NAME, MODELS_CSV_NAME = "models.json", "models.csv"
+#: Of the other commands: .json and .csv.
+MODELS_NAME, LOGITS_NAME = "models", "logits"

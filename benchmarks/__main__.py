@@ -16,8 +16,6 @@ host.csv (the host's time of tiny calls), and plots beside them.
 from __future__ import annotations
 
 import argparse
-import datetime
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,10 +23,7 @@ from typing import Any, TextIO
 
 import torch
 
-import msr_cuda
-from msr_cuda import functional
-
-from . import goals, host, machine, measure, plots, results, summary, table, workloads
+from . import command, goals, host, measure, plots, results, summary, table, workloads
 from .contenders import COMPILED, CONTENDERS, EAGER, OURS, TUNED, CudaWatch, HostWatch
 from .progress import Progress, duration
 from .runner import Settings, run_cell
@@ -40,11 +35,7 @@ SECONDS_PER_CELL = {"cpu": 10.0, "cuda": 40.0}
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser_of("python -m benchmarks", __doc__)
     add = parser.add_argument
     add("--quick", action="store_true", help="a large size of the main workloads")
     add("--list", action="store_true", help="print the cells that would run, and stop")
@@ -58,30 +49,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="the finest map, instead of the grid's sizes (one to three spatial axes)")  # fmt: skip
     add("--against", action="append", default=[], choices=[c for c in CONTENDERS if c != OURS],
         help="only this contender beside msr_cuda")  # fmt: skip
-    add("--device", choices=["cpu", "cuda"], default=None, help="default: cuda where there is one")
     add("--threads", type=int, default=1, help="of the CPU kernels (default: 1)")
     add("--rounds", type=int, default=None, help="samples per contender (default: 9 or 15)")
-    add("--allocator", choices=["keep", "default"], default="keep",
-        help="CPU: whether the C library is told to keep freed memory")  # fmt: skip
     add("--compile-seconds", type=float, default=120.0, metavar="N",
         help="what torch.compile may take for one cell (default: 120)")  # fmt: skip
-    add("--budget", type=float, default=None, metavar="SECONDS",
-        help="begin no further cell after this time")  # fmt: skip
     add("--check", action="store_true", help="hold the figures against the goals for a CPU thread")
-    add("--out", type=Path, default=machine.ROOT / "benchmark-output", metavar="DIR",
-        help="where files go (default: benchmark-output/ in the checkout)")  # fmt: skip
-    add("--commit", default=None, help="what to write down where the checkout has no git")
-    arguments = parser.parse_args(argv)
-    for name in ("threads", "rounds"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name}: expected at least 1, got {value}")
+    arguments = command.parse(parser, argv)
     if arguments.host_only and (arguments.check or arguments.workload or arguments.size):
         parser.error("--host-only: expected no --check, --workload and --size beside it")
-    if arguments.device is None:
-        arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif arguments.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: no CUDA device is available")
     if arguments.check and (arguments.device != "cpu" or arguments.threads != 1):
         parser.error("--check: the goals are those of one CPU thread (--device cpu --threads 1)")
     try:
@@ -101,35 +76,6 @@ def _size(text: str) -> workloads.Size:
         return parse_size(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _without_out(command: Sequence[str]) -> list[str]:
-    """The command line but for where files went: no figure follows from that."""
-    words = list(command)
-    if "--out" in words:
-        place = words.index("--out")
-        del words[place : place + 2]
-    return words
-
-
-def facts(arguments: argparse.Namespace, command: Sequence[str], settings: Settings,
-          allocator: str, bandwidth: float) -> dict[str, Any]:  # fmt: skip
-    """What the figures were made on, and how."""
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "-m", "benchmarks", *_without_out(command)]),
-        "machine": machine.machine_facts(settings.device),
-        "versions": machine.version_facts("triton"),
-        "commit": arguments.commit or machine.commit(),
-        "extension": msr_cuda.info()["extension"]["build"],
-        "measured": {
-            "clock": settings.watch.clock,
-            "host_clock": settings.watch.host_clock,
-            "rounds": settings.rounds,
-            "allocator": allocator,
-        },
-        "copy_bytes_per_second": bandwidth,
-    }
 
 
 def introduction(found: dict[str, Any]) -> str:
@@ -235,9 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     device = torch.device(arguments.device)
     torch.set_num_threads(arguments.threads)
-    reasons = functional.unsupported_reasons([torch.empty(1, 1, 1, device=device)])
-    if reasons:
-        print("there are no kernels to measure: " + "; ".join(reasons), file=sys.stderr)
+    if not command.has_kernels(device):
         return 2
     allocator = measure.prepare_allocator(device, arguments.allocator == "keep")
     measure.prepare_compiler(device)
@@ -251,8 +195,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     size = 2**30 if device.type == "cuda" else 2**28  # far beyond any cache
     bandwidth = measure.copy_bandwidth(device, size, clock=settings.watch.compared)
-    command = sys.argv[1:] if argv is None else argv
-    found = results.Run(facts(arguments, command, settings, allocator, bandwidth))
+    words = ["python", "-m", "benchmarks", *(sys.argv[1:] if argv is None else argv)]
+    measured = {
+        "clock": settings.watch.clock,
+        "host_clock": settings.watch.host_clock,
+        "rounds": settings.rounds,
+        "allocator": allocator,
+    }
+    about = command.facts(arguments, words, measured, "triton")
+    found = results.Run({**about, "copy_bytes_per_second": bandwidth})
     print(introduction(found.facts))
     if arguments.cells:
         print(estimate(arguments.cells, settings), flush=True)

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 # Nothing that imports msr_cuda: the build replaces the binary that it would have loaded.
-from . import JSON_NAME, MODELS_JSON_NAME, machine
+from . import JSON_NAME, LOGITS_NAME, MODELS_NAME, machine
 
 PASSED, FAILED, TIMED_OUT, LEFT_OUT = ("passed", "failed", "timed out", "left out")
 SANITIZER_TOOLS = ("memcheck", "racecheck", "initcheck")
@@ -107,7 +107,8 @@ def plan(out: Path, wanted: Sequence[str], options: argparse.Namespace) -> list[
     Args:
         out: the folder that results go to.
         wanted: their names.
-        options: the command line: ``pytest``, ``benchmarks``, ``models`` and ``commit``.
+        options: the command line: ``pytest``, ``benchmarks``, ``logits``, ``models``
+            and ``commit``.
     """
     python = sys.executable
 
@@ -139,22 +140,21 @@ def plan(out: Path, wanted: Sequence[str], options: argparse.Namespace) -> list[
             for name in SANITIZER_TOOLS
         ]
 
-    def benchmarks(seconds: float) -> list[Command]:
-        # It ends by itself after the cell that it is at.
-        words = [python, "-m", "benchmarks", "--device", "cuda", "--out", str(out)]
-        words += ["--budget", f"{max(1.0, seconds - 60):.0f}", *shlex.split(options.benchmarks)]
-        return [Command([*words, *commit])]
+    def measuring(module: str, last: float, more: str) -> Callable[[float], list[Command]]:
+        """A benchmark that ends by itself, after the part that it is at; that takes ``last``."""
+
+        def commands(seconds: float) -> list[Command]:
+            words = [python, "-m", module, "--device", "cuda", "--out", str(out)]
+            words += ["--budget", f"{max(1.0, seconds - last):.0f}", *shlex.split(more)]
+            return [Command([*words, *commit])]
+
+        return commands
 
     def profile(seconds: float) -> list[Command]:
         calls = [python, "-m", "benchmarks.profile_calls", "--seconds", f"{0.8 * seconds:.0f}"]
         ncu = [str(find_tool("ncu") or "ncu"), "--profile-from-start", "off", "--csv"]
         ncu += ["--page", "raw", "--metrics", ",".join(NCU_METRICS)]
         return [Command([*ncu, "--log-file", str(out / "ncu.csv"), *calls])]
-
-    def models(seconds: float) -> list[Command]:
-        words = [python, "-m", "benchmarks.models", "--device", "cuda", "--out", str(out)]
-        words += ["--budget", f"{max(1.0, seconds - 90):.0f}", *shlex.split(options.models)]
-        return [Command([*words, *commit])]
 
     commit = ["--commit", options.commit] if options.commit else []
     stages = (
@@ -174,8 +174,12 @@ def plan(out: Path, wanted: Sequence[str], options: argparse.Namespace) -> list[
             lambda: sanitizer_counts(out / "sanitizer.log"),
         ),
         Stage(
-            "benchmarks", 3600, 5, benchmarks, list,
+            "benchmarks", 3600, 5, measuring("benchmarks", 60, options.benchmarks), list,
             lambda: benchmark_counts(out / JSON_NAME),
+        ),
+        Stage(
+            "logits", 600, 2, measuring("benchmarks.logits", 60, options.logits), list,
+            lambda: benchmark_counts(out / f"{LOGITS_NAME}.json"),
         ),
         Stage(
             "profile", 600, 2, profile,
@@ -184,13 +188,14 @@ def plan(out: Path, wanted: Sequence[str], options: argparse.Namespace) -> list[
         ),
         Stage(
             # Those that lack their package are left out by name; one needs none.
-            "models", 1800, 3, models, list, lambda: benchmark_counts(out / MODELS_JSON_NAME),
+            "models", 1800, 3, measuring("benchmarks.models", 90, options.models), list,
+            lambda: benchmark_counts(out / f"{MODELS_NAME}.json"),
         ),
     )  # fmt: skip
     return [stage for stage in stages if stage.name in wanted]
 
 
-STAGES = ("build", "tests", "sanitizer", "benchmarks", "profile", "models")
+STAGES = ("build", "tests", "sanitizer", "benchmarks", "logits", "profile", "models")
 #: Time, share of the memory's bandwidth, share of the arithmetic, occupancy, registers.
 NCU_METRICS = (
     "gpu__time_duration.sum",
@@ -421,6 +426,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--pytest", default="", metavar="ARGS", help="further arguments for pytest")
     add("--benchmarks", default="--quick", metavar="ARGS",
         help="arguments for the benchmarks (default: --quick)")  # fmt: skip
+    add("--logits", default="", metavar="ARGS", help="further arguments for benchmarks.logits")
     add("--models", default="", metavar="ARGS", help="further arguments for benchmarks.models")
     add("--commit", default=None, help="what to write down where the checkout has no git")
     arguments = parser.parse_args(argv)

@@ -3,8 +3,8 @@
     python -m benchmarks.plots DIR...     DIR: where a run wrote its files
 
 speedup.png: how many times msr_cuda's time the peers take. roofline.png: bytes per second against
-the bandwidth of a copy. memory.png: the peak of a step. models.png: whole models, if they were
-measured.
+the bandwidth of a copy. memory.png: the peak of a step. models.png: whole models;
+logits.png: losses and decisions at the labels' resolution, if they were measured.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import JSON_NAME, MODELS_JSON_NAME
+from . import JSON_NAME, LOGITS_NAME, MODELS_NAME
 from .contenders import COMPILED, EAGER, OURS, PEERS, TUNED
 from .results import Row, load
 from .runner import DIRECT
@@ -58,10 +58,11 @@ def draw(folder: Path) -> list[Path]:
         }.items():  # fmt: skip
             if figure := plot(rows, title, content):
                 written.append(_save(figure, folder / name))
-    if (folder / MODELS_JSON_NAME).exists():
-        models = json.loads((folder / MODELS_JSON_NAME).read_text(encoding="utf-8"))
-        if figure := _models(models["measurements"], heading(models)):
-            written.append(_save(figure, folder / "models.png"))
+    for name, plot_rows in {MODELS_NAME: _models, LOGITS_NAME: _logits}.items():
+        if (folder / f"{name}.json").exists():
+            content = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+            if figure := plot_rows(content["measurements"], heading(content)):
+                written.append(_save(figure, folder / f"{name}.png"))
     return written
 
 
@@ -221,6 +222,44 @@ def _models(rows: Sequence[Row], title: str) -> Any:
                         ("training step", "#d62728", "", speedups("step"))], begin=1.0)  # fmt: skip
     axes.set_xlabel("the model's time over that with msr_cuda")
     axes.legend(fontsize=7)
+    return figure
+
+
+def _logits(rows: Sequence[Row], title: str) -> Any:
+    layout = rows[0]["layout"] if rows else ""
+    chosen = [r for r in rows if r["layout"] == layout and r["dtype"] == rows[0]["dtype"]]
+    places = list(dict.fromkeys((r["case"], r["size"], r["direction"]) for r in chosen))
+    names = [n for n in (EAGER, COMPILED, OURS) if any(r["contender"] == n for r in chosen)]
+    if OURS not in names:
+        return None
+    found = {((r["case"], r["size"], r["direction"]), r["contender"]): r for r in chosen}
+    figure = _figure(11, 1.6 + 0.42 * len(places), title)
+    for number, (key, scale, about) in enumerate(
+        [
+            ("times_ours", 1.0, "times msr_cuda's time"),
+            ("peak_bytes", 1e-6, "peak MB beyond the logits and their gradient"),
+        ],
+        1,
+    ):
+        axes = figure.add_subplot(1, 2, number)
+        series = [
+            (
+                name, _COLORS[name], "",
+                [
+                    found[place, name][key] * scale if (place, name) in found else None
+                    for place in places
+                ],
+            )
+            for name in names
+            if key != "times_ours" or name != OURS
+        ]  # fmt: skip
+        labels = [" ".join(place) for place in places]
+        _bars(axes, labels, series, begin=1.0 if key == "times_ours" else 0.0)
+        axes.set_xscale("log")
+        axes.set_xlabel(about)
+        axes.legend(fontsize=7)
+        if number == 2:
+            axes.set_yticklabels([])
     return figure
 
 

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import JSON_NAME, MODELS_JSON_NAME, goals, machine
+from . import JSON_NAME, LOGITS_NAME, MODELS_NAME, goals, machine
 from .contenders import PEERS
 from .host import HostTime
+from .logits.table import EXPLANATION, logits_table
 from .models.table import models_table
 from .results import Row, load
 from .runner import DIRECT
@@ -36,6 +37,7 @@ _PLOTS = {
     "roofline.png": "bytes per second against a copy",
     "memory.png": "peak memory",
     "models.png": "whole models",
+    "logits.png": "losses and decisions",
 }
 
 
@@ -104,11 +106,16 @@ def block(root: Path, name: str) -> str:
             "What a call on a tiny map costs, in microseconds of the host's time:",
             host_table([HostTime(**row) for row in content["host"]]),
         ]
-    if (folder / MODELS_JSON_NAME).exists():
-        models = json.loads((folder / MODELS_JSON_NAME).read_text(encoding="utf-8"))
+    if models := _other(folder, MODELS_NAME):
         parts += [
             f"Whole models with random weights, by `{models['command']}` ({heading(models)}):",
             models_table(models["measurements"]),
+        ]
+    if logits := _other(folder, LOGITS_NAME):
+        parts += [
+            f"Losses and decisions at the labels' resolution, by `{logits['command']}` "
+            f"({heading(logits)}). {EXPLANATION}",
+            logits_table(logits["measurements"]),
         ]
     plots = [
         f"[{about}]({name}/{file})" for file, about in _PLOTS.items() if (folder / file).exists()
@@ -116,6 +123,12 @@ def block(root: Path, name: str) -> str:
     if plots:
         parts.append("Plots: " + ", ".join(plots) + ".")
     return "\n\n".join([*parts, _END])
+
+
+def _other(folder: Path, name: str) -> dict[str, Any] | None:
+    """What another command wrote, if it did."""
+    path = folder / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _introduction(content: dict[str, Any], name: str, rows: Sequence[Row]) -> str:

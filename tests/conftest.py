@@ -62,6 +62,12 @@ def kernel(device: str) -> str:
     return device
 
 
+@pytest.fixture
+def kernels() -> None:
+    """The CPU has kernels."""
+    need_kernel("cpu")
+
+
 @pytest.fixture(params=["kernel", "reference"])
 def impl(request: pytest.FixtureRequest, device: str) -> str:
     if request.param == "kernel":

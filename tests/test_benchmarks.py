@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from benchmark_rows import CELL, SMALL
-from conftest import missing
 from torch import Tensor
 
 from benchmarks import contenders, goals, profile_calls, runner, workloads
@@ -23,7 +22,6 @@ from benchmarks.contenders import (
 )
 from benchmarks.runner import Settings
 from benchmarks.workloads import WORKLOADS, Cell, Size, Traffic
-from msr_cuda import _extension
 from msr_cuda.testing import TOLERANCES, assert_within
 
 CPU = torch.device("cpu")
@@ -311,12 +309,6 @@ def test_errors_are_relative_and_nan_is_the_worst() -> None:
 
 def settings(*against: str) -> Settings:
     return Settings(CPU, HostWatch(1), rounds=3, against=against, min_sample=1e-5)
-
-
-@pytest.fixture
-def kernels() -> None:
-    if not _extension.has_kernels("cpu"):
-        missing(f"no cpu kernels: {_extension.WHY_NOT}")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -13,26 +13,19 @@ from pathlib import Path
 import pytest
 import torch
 from benchmark_rows import CELL, FACTS
-from conftest import ROOT, missing
+from conftest import ROOT
 
 import msr_cuda
 from benchmarks import __main__ as command
 from benchmarks import contenders, host, machine, measure, results
 from benchmarks.contenders import COMPILED, EAGER, OURS, HostWatch
 from benchmarks.runner import Settings
-from msr_cuda import _extension
 
 CPU = torch.device("cpu")
 
 
 def settings(*against: str) -> Settings:
     return Settings(CPU, HostWatch(1), rounds=3, against=against, min_sample=1e-5)
-
-
-@pytest.fixture
-def kernels() -> None:
-    if not _extension.has_kernels("cpu"):
-        missing(f"no cpu kernels: {_extension.WHY_NOT}")
 
 
 def content_has_no_host(folder: Path) -> bool:

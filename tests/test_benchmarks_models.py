@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import missing, require_or_skip
+from conftest import require_or_skip
 from torch import Tensor, nn
 
 import msr_cuda
@@ -19,15 +19,9 @@ from benchmarks.models import compare, zoo
 from benchmarks.models.compare import INFERENCE, STEP, Settings
 from benchmarks.models.table import models_table
 from benchmarks.models.zoo import SUBJECTS, Subject, UNet3d
-from msr_cuda import _extension
+from benchmarks.results import RUN_COLUMNS
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def kernels() -> None:
-    if not _extension.has_kernels("cpu"):
-        missing(f"no cpu kernels: {_extension.WHY_NOT}")
 
 
 @pytest.fixture(autouse=True)
@@ -210,7 +204,7 @@ def test_a_run_writes_what_it_measured_and_names_what_it_could_not(
     assert content["machine"]["threads"] == 1
     with open(tmp_path / "models.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == command.COLUMNS
+    assert tuple(rows[0]) == (*command.TABLE.columns, *RUN_COLUMNS)
     printed = capsys.readouterr().out
     assert models_table(content["measurements"]) in printed
     assert "left out: needy: missing" in printed

@@ -23,7 +23,11 @@ from benchmarks.gpu_check import FAILED, LEFT_OUT, PASSED, TIMED_OUT, Command, R
 from msr_cuda import _extension, _info
 
 OPTIONS = argparse.Namespace(
-    pytest="-k nearest", benchmarks="--quick", models="--rounds 5", commit=None
+    pytest="-k nearest",
+    benchmarks="--quick",
+    logits="--rounds 7",
+    models="--rounds 5",
+    commit=None,
 )
 
 
@@ -200,6 +204,9 @@ def test_the_plan(tmp_path: Path) -> None:
     (benchmarks,) = words["benchmarks"]
     assert benchmarks[1:5] == ["-m", "benchmarks", "--device", "cuda"]
     assert benchmarks[-3:] == ["--budget", "240", "--quick"]
+    (logits,) = words["logits"]
+    assert logits[1:5] == ["-m", "benchmarks.logits", "--device", "cuda"]
+    assert logits[-4:] == ["--budget", "240", "--rounds", "7"]
     (profile,) = words["profile"]
     assert Path(profile[0]).name == "ncu"
     assert profile[profile.index("--log-file") + 1] == str(tmp_path / "ncu.csv")
@@ -211,15 +218,20 @@ def test_the_plan(tmp_path: Path) -> None:
     assert [s.name for s in stages if s.optional] == ["profile"]
     (only,) = gpu_check.plan(tmp_path, ["sanitizer"], OPTIONS)
     assert only.name == "sanitizer"
-    given = argparse.Namespace(pytest="", benchmarks="--workload fpn", models="", commit="abc")
-    for name in ("benchmarks", "models"):
+    given = argparse.Namespace(
+        pytest="", benchmarks="--workload fpn", logits="", models="", commit="abc"
+    )
+    for name in ("benchmarks", "logits", "models"):
         (with_commit,) = gpu_check.plan(tmp_path, [name], given)
         (command,) = with_commit.commands(300.0)
         assert command.words[-2:] == ["--commit", "abc"]
 
 
-@pytest.mark.parametrize("name", ["benchmarks", "models"])
-def test_the_commands_of_the_plan_can_be_parsed(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "listed"),
+    [("benchmarks", "unet-cat"), ("logits", "cross-entropy 2x150"), ("models", "smp-unet")],
+)
+def test_the_commands_of_the_plan_can_be_parsed(name: str, listed: str, tmp_path: Path) -> None:
     """On a GPU's behalf: the arguments that the check passes on exist."""
     (stage,) = gpu_check.plan(tmp_path, [name], OPTIONS)
     (command,) = stage.commands(300.0)
@@ -228,7 +240,7 @@ def test_the_commands_of_the_plan_can_be_parsed(name: str, tmp_path: Path) -> No
         [sys.executable, *words, "--list"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "unet" in done.stdout
+    assert listed in done.stdout
 
 
 def test_the_profile_needs_a_gpu_but_no_ncu_to_be_parsed() -> None:
@@ -357,12 +369,15 @@ def test_bench_is_quick_unless_told_otherwise(run_py: SimpleNamespace, tmp_path:
     run_py.bench_command([])
     run_py.bench_command(["--workload", "fpn"])
     python = str(tmp_path / "python")
+    run_py.bench_command(["logits", "--quick"])
     run_py.bench_command(["models", "--model", "unet3d"])
     assert run_py.started == [
         "matplotlib",
         [python, "-m", "benchmarks", "--quick"],
         "matplotlib",
         [python, "-m", "benchmarks", "--workload", "fpn"],
+        "matplotlib",
+        [python, "-m", "benchmarks.logits", "--quick"],
         "torchvision matplotlib timm segmentation_models_pytorch ultralytics",
         [python, "-m", "benchmarks.models", "--model", "unet3d"],
     ]
