@@ -256,6 +256,10 @@ def _logits(rows: Sequence[Row], title: str) -> Any:
         labels = [" ".join(place) for place in places]
         _bars(axes, labels, series, begin=1.0 if key == "times_ours" else 0.0)
         axes.set_xscale("log")
+        if key == "times_ours":
+            axes.set_xticks(_RATIOS, [f"{ratio:g}" for ratio in _RATIOS])
+        else:
+            axes.set_xlim(left=0.1)  # less is nothing
         axes.set_xlabel(about)
         axes.legend(fontsize=7)
         if number == 2:
