@@ -300,6 +300,12 @@ def test_empty_batches(losses: str) -> None:
     assert index.shape == (0, 8, 8)
 
 
+def test_more_classes_than_are_numbered_are_refused(losses: str) -> None:
+    x = torch.zeros(1).expand(1, 2**24 + 1, 1)
+    with pytest.raises(RuntimeError, match="expected 1 to 16777216 classes, got 16777217"):
+        msr_cuda.resample_argmax(x, 1, impl="kernel")
+
+
 @pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")])
 @pytest.mark.parametrize("where", ["a class", "all classes", "the first classes"])
 def test_logits_that_are_not_finite(losses: str, value: float, where: str) -> None:

@@ -46,20 +46,6 @@ class BinaryTermsCpu {
   const RowOps<acc_t>& ops_;
 };
 
-// One sum for each of a few columns, and then theirs: a single one would wait for each addition.
-template <typename acc_t>
-double sum_in_columns(const acc_t* values, int64_t count) {
-  constexpr int64_t kColumns = 8;
-  double sums[kColumns] = {};
-  int64_t k = 0;
-  for (; k + kColumns <= count; k += kColumns)
-    for (int64_t i = 0; i < kColumns; ++i) sums[i] += static_cast<double>(values[k + i]);
-  for (; k < count; ++k) sums[k % kColumns] += static_cast<double>(values[k]);
-  double total = 0;
-  for (const double sum : sums) total += sum;
-  return total;
-}
-
 template <typename acc_t>
 class BinaryCrossEntropyCpu {
  public:

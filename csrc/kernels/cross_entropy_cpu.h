@@ -48,26 +48,47 @@ class CrossEntropyTermsCpu {
   acc_t of_each() const { return of_each_; }
   acc_t weight_sum() const { return weight_sum_; }
 
-  // Classes of columns [begin, begin + columns) of a row; -1: ignored. Returns the last index that
-  // is neither a class nor ignored, through `bad`.
-  bool load_classes(const ResultRow& at, int64_t begin, int64_t columns, int32_t* to,
-                    int64_t& bad) const {
-    const int64_t classes = params_.logits.logits.size[1];
-    bool fine = true;
+  // Classes of columns [begin, begin + columns) of a row; -1: ignored. Returns whether all are
+  // classes or ignored.
+  bool load_classes(const ResultRow& at, int64_t begin, int64_t columns, int32_t* to) const {
+    const auto classes = static_cast<uint64_t>(params_.logits.logits.size[1]);
+    const int64_t ignore = params_.ignore_index, stride = params_.target.stride[4];
+    bool bad = false;
     void* lies = const_cast<void*>(place(at, 0, begin));
     with_index(params_.target.index_type, lies, [&](const auto* from) {
+      // Without branches: labels change from pixel to pixel.
       for (int64_t k = 0; k < columns; ++k) {
-        const auto index = static_cast<int64_t>(from[k * params_.target.stride[4]]);
-        const bool ignored = index == params_.ignore_index;
-        const bool known = index >= 0 && index < classes;
-        if (!ignored && !known) {
-          fine = false;
-          bad = index;
-        }
-        to[k] = ignored || !known ? -1 : static_cast<int32_t>(index);
+        const auto index = static_cast<int64_t>(from[k * stride]);
+        const bool known = static_cast<uint64_t>(index) < classes, ignored = index == ignore;
+        bad |= !known & !ignored;
+        to[k] = known & !ignored ? static_cast<int32_t>(index) : -1;
       }
     });
-    return fine;
+    return !bad;
+  }
+
+  // The first index of these columns that is neither a class nor ignored; there is one.
+  int64_t bad_class(const ResultRow& at, int64_t begin, int64_t columns) const {
+    const auto classes = static_cast<uint64_t>(params_.logits.logits.size[1]);
+    void* lies = const_cast<void*>(place(at, 0, begin));
+    int64_t found = 0;
+    with_index(params_.target.index_type, lies, [&](const auto* from) {
+      for (int64_t k = columns - 1; k >= 0; --k) {
+        const auto index = static_cast<int64_t>(from[k * params_.target.stride[4]]);
+        const bool known = static_cast<uint64_t>(index) < classes;
+        if (!known && index != params_.ignore_index) found = index;
+      }
+    });
+    return found;
+  }
+
+  // Of the classes that load_classes gave; zero where it is ignored.
+  void load_weights(const int32_t* classes, int64_t columns, acc_t* to) const {
+    if (!params_.weight) {
+      for (int64_t k = 0; k < columns; ++k) to[k] = classes[k] < 0 ? acc_t(0) : acc_t(1);
+      return;
+    }
+    for (int64_t k = 0; k < columns; ++k) to[k] = classes[k] < 0 ? acc_t(0) : weight(classes[k]);
   }
 
   // Probabilities of a class.
@@ -105,7 +126,7 @@ class CrossEntropyCpu {
   struct Scratch {
     typename LogitRowsCpu<acc_t>::Scratch rows;
     std::vector<acc_t> values;  // of a block of classes
-    std::vector<acc_t> largest, sum, picked, weighted, target_sum, probabilities;
+    std::vector<acc_t> largest, sum, picked, weighted, target_sum, probabilities, weights, losses;
     std::vector<int32_t> classes;
   };
 
@@ -158,9 +179,8 @@ class CrossEntropyCpu {
     acc_t* values = room(scratch.values, kClasses * kColumns);
     int32_t* classes = room(scratch.classes, columns);
     if (!target.probabilities) {
-      int64_t bad = 0;
-      if (!terms_.load_classes(at, begin, columns, classes, bad)) {
-        bad_class_.store(bad);
+      if (!terms_.load_classes(at, begin, columns, classes)) {
+        bad_class_.store(terms_.bad_class(at, begin, columns));
         has_bad_class_.store(true);
       }
     }
@@ -180,30 +200,35 @@ class CrossEntropyCpu {
         add(weighted, value, weight * terms_.of_target(), share, columns);
         add(target_sum, share, weight * terms_.of_target(), nullptr, columns);
       }
-      for (int64_t k = 0; k < columns && !target.probabilities; ++k) {
-        const int64_t c = classes[k] - first;
-        if (c >= 0 && c < count) picked[k] = values[c * kColumns + k];
+      if (target.probabilities) continue;
+      const auto before = static_cast<int32_t>(first), listed = static_cast<int32_t>(count);
+      for (int64_t k = 0; k < columns; ++k) {
+        const int32_t c = classes[k] - before, place = std::clamp(c, 0, listed - 1);
+        const acc_t value = values[place * kColumns + k];
+        picked[k] = c == place ? value : picked[k];
       }
     }
     const int64_t offset = row * rows_.width() + begin;
-    acc_t* losses = params_.loss ? static_cast<acc_t*>(params_.loss) + offset : nullptr;
+    acc_t* losses =
+        params_.loss ? static_cast<acc_t*>(params_.loss) + offset : room(scratch.losses, columns);
     acc_t* lse = static_cast<acc_t*>(params_.lse) + offset;
     ops_.log_sums(lse, largest, sum, columns);
-    for (int64_t k = 0; k < columns; ++k) {
-      acc_t loss = 0;
-      if (target.probabilities) {
-        loss = lse[k] * target_sum[k] - weighted[k];
-        static_cast<acc_t*>(params_.target_sums)[offset + k] = target_sum[k];
-        totals.weight += 1;
-      } else if (classes[k] >= 0) {
-        const acc_t weight = terms_.weight(classes[k]);
-        loss = terms_.of_target() * weight * (lse[k] - picked[k]);
-        if (terms_.smooths()) loss += target_sum[k] * lse[k] - weighted[k];
-        totals.weight += static_cast<double>(weight);
-      }
-      totals.loss += static_cast<double>(loss);
-      if (losses) losses[k] = loss;
+    if (target.probabilities) {
+      for (int64_t k = 0; k < columns; ++k) losses[k] = lse[k] * target_sum[k] - weighted[k];
+      std::copy_n(target_sum, columns, static_cast<acc_t*>(params_.target_sums) + offset);
+      totals.weight += static_cast<double>(columns);
+    } else {
+      acc_t* weights = room(scratch.weights, columns);
+      terms_.load_weights(classes, columns, weights);
+      for (int64_t k = 0; k < columns; ++k)
+        losses[k] = terms_.of_target() * weights[k] * (lse[k] - picked[k]);
+      for (int64_t k = 0; k < columns && terms_.smooths(); ++k)
+        losses[k] += target_sum[k] * lse[k] - weighted[k];
+      // Not by a factor of zero: logits may be infinite there.
+      for (int64_t k = 0; k < columns; ++k) losses[k] = classes[k] < 0 ? acc_t(0) : losses[k];
+      totals.weight += sum_in_columns(weights, columns);
     }
+    totals.loss += sum_in_columns(losses, columns);
   }
 
   // to += factor * factors * from
@@ -242,8 +267,8 @@ class CrossEntropyBackwardCpu {
     typename LogitRowsCpu<acc_t>::Scratch rows;
     typename LogitGradsCpu<acc_t>::Scratch grads;
     // Of the pixels of a row: incoming gradient, zero where it is ignored; factors of the softmax
-    // and of the target's class.
-    std::vector<acc_t> grad, factor, of_class, probabilities;
+    // and of the target's class, whose numbers are also kept as numbers.
+    std::vector<acc_t> grad, factor, of_class, numbers, probabilities;
     std::vector<int32_t> classes;
   };
 
@@ -281,15 +306,14 @@ class CrossEntropyBackwardCpu {
     }
     int32_t* classes = room(scratch.classes, width);
     acc_t* of_class = room(scratch.of_class, width);
-    int64_t bad;
-    terms_.load_classes(at, 0, width, classes, bad);
-    const acc_t of_all = terms_.of_each() * terms_.weight_sum();
-    for (int64_t k = 0; k < width; ++k) {
-      if (classes[k] < 0) grad[k] = 0;
-      const acc_t weight = classes[k] < 0 ? acc_t(0) : terms_.weight(classes[k]);
-      of_class[k] = grad[k] * terms_.of_target() * weight;
-      factor[k] = of_class[k] + grad[k] * of_all;
-    }
+    acc_t* numbers = room(scratch.numbers, width);
+    terms_.load_classes(at, 0, width, classes);
+    terms_.load_weights(classes, width, of_class);
+    const acc_t of_all = terms_.of_each() * terms_.weight_sum(), of_target = terms_.of_target();
+    for (int64_t k = 0; k < width; ++k) grad[k] = classes[k] < 0 ? acc_t(0) : grad[k];
+    for (int64_t k = 0; k < width; ++k) numbers[k] = static_cast<acc_t>(classes[k]);
+    for (int64_t k = 0; k < width; ++k) of_class[k] *= of_target * grad[k];
+    for (int64_t k = 0; k < width; ++k) factor[k] = of_class[k] + grad[k] * of_all;
   }
 
   // The gradient of one class of a row, number `listed` of those listed: factor * softmax - the
@@ -298,20 +322,18 @@ class CrossEntropyBackwardCpu {
     const int64_t width = rows_.width();
     const acc_t weight = terms_.weight(c);
     rows_.write(listed, 0, width, to, scratch.rows);
-    ops_.exponentiate(to, static_cast<const acc_t*>(forward().lse) + offset_of(at),
-                      scratch.factor.data(), width);
+    const bool indices = !forward().target.probabilities;
+    const acc_t* lse = static_cast<const acc_t*>(forward().lse) + offset_of(at);
+    ops_.softmax_gradients(
+        {to, lse, scratch.factor.data(), indices ? scratch.numbers.data() : nullptr,
+         indices ? scratch.of_class.data() : nullptr, static_cast<acc_t>(c), width});
     const acc_t* grad = scratch.grad.data();
     if (terms_.smooths()) {
       ops_.weigh({to, grad, -weight * terms_.of_each(), nullptr, nullptr, width, 1, true});
     }
-    if (forward().target.probabilities) {
-      const acc_t* share = terms_.load_probabilities(at, c, 0, width, scratch.probabilities, ops_);
-      ops_.weigh({to, share, -weight * terms_.of_target(), nullptr, grad, width, 1, true});
-      return;
-    }
-    const int32_t* classes = scratch.classes.data();
-    const auto own = static_cast<int32_t>(c);
-    for (int64_t k = 0; k < width; ++k) to[k] -= classes[k] == own ? scratch.of_class[k] : acc_t(0);
+    if (indices) return;
+    const acc_t* share = terms_.load_probabilities(at, c, 0, width, scratch.probabilities, ops_);
+    ops_.weigh({to, share, -weight * terms_.of_target(), nullptr, grad, width, 1, true});
   }
 
   const CrossEntropyBackwardParams& params_;

@@ -409,13 +409,23 @@ void find_largest(const LogitsArgs<typename vec_t::acc_t>& args, typename vec_t:
 }
 
 template <typename vec_t>
-void exponentiate(typename vec_t::acc_t* to, const typename vec_t::acc_t* offset,
-                  const typename vec_t::acc_t* factor, int64_t length) {
-  in_vectors<vec_t>(length, [&](int64_t k, auto lanes) {
-    const auto power = load_part<vec_t>(to + k, lanes) - load_part<vec_t>(offset + k, lanes);
-    const auto value = each_of<vec_t>(power, [](auto v) { return exp_of(v); });
-    store_part<vec_t>(to + k, load_part<vec_t>(factor + k, lanes) * value, lanes);
-  });
+void softmax_gradients(const SoftmaxGradArgs<typename vec_t::acc_t>& args) {
+  using Numbers = typename Wide<vec_t>::Numbers;
+  const auto run = [&](auto has_classes) {
+    in_vectors<vec_t>(args.columns, [&](int64_t k, auto lanes) {
+      const Numbers power =
+          load_part<vec_t>(args.to + k, lanes) - load_part<vec_t>(args.lse + k, lanes);
+      Numbers value = each_of<vec_t>(power, [](auto v) { return exp_of(v); });
+      value = load_part<vec_t>(args.factor + k, lanes) * value;
+      if constexpr (decltype(has_classes)::value) {
+        const auto own = load_part<vec_t>(args.classes + k, lanes) == fill<Numbers>(args.own);
+        value = value - choose(own, load_part<vec_t>(args.of_class + k, lanes), Numbers{});
+      }
+      store_part<vec_t>(args.to + k, value, lanes);
+    });
+  };
+  if (args.classes) return run(std::true_type{});
+  run(std::false_type{});
 }
 
 template <typename vec_t>

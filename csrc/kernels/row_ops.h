@@ -184,6 +184,17 @@ struct LogitsArgs {
   acc_t *largest, *sum;
 };
 
+// Resampled logits of one class, what their gradients are made of, and, where pixels have a class
+// as a target, its number and what is subtracted at the pixels of class `own`.
+template <typename acc_t>
+struct SoftmaxGradArgs {
+  acc_t* to;  // logits; replaced by gradients
+  const acc_t *lse, *factor;
+  const acc_t *classes, *of_class;  // or null
+  acc_t own;
+  int64_t columns;
+};
+
 // Resampled logits of one channel, and what belongs to them; null factors are one.
 template <typename acc_t>
 struct BinaryArgs {
@@ -233,8 +244,8 @@ struct RowOps {
   // Takes the classes, whose numbers begin with `first`, into the largest and its number: that of
   // the first among equals, or of the first NaN.
   void (*find_largest)(const LogitsArgs<acc_t>&, acc_t* number, acc_t first);
-  // to[k] = factor[k] * exp(to[k] - offset[k])
-  void (*exponentiate)(acc_t* to, const acc_t* offset, const acc_t* factor, int64_t length);
+  // to[k] = factor[k] * exp(to[k] - lse[k]) - (classes[k] == own ? of_class[k] : 0)
+  void (*softmax_gradients)(const SoftmaxGradArgs<acc_t>&);
   // to[k] = largest[k] + log(sum[k])
   void (*log_sums)(acc_t* to, const acc_t* largest, const acc_t* sum, int64_t length);
   // Binary cross entropy, see binary_cross_entropy_cpu.h.

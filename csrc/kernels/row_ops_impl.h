@@ -536,7 +536,7 @@ constexpr RowOps<typename vec_t::acc_t> make_row_ops(const char* name) {
           add_taken<vec_t>,
           add_exponentials<vec_t>,
           find_largest<vec_t>,
-          exponentiate<vec_t>,
+          softmax_gradients<vec_t>,
           log_sums<vec_t>,
           binary_losses<vec_t>,
           binary_gradients<vec_t>};

@@ -26,7 +26,10 @@ inline LogitParams logit_params(const char* op, const Tensor& logits,
   acc_is_double = logits.scalar_type() == ScalarType::Double;
   Branch branch{};
   branch.map = map_of(op, logits, rank);
-  STD_TORCH_CHECK(branch.map.size[1] > 0, op, ": expected at least one class");
+  // Numbers of classes are also kept as float32.
+  constexpr int64_t kMostClasses = int64_t{1} << 24;
+  STD_TORCH_CHECK(branch.map.size[1] >= 1 && branch.map.size[1] <= kMostClasses, op,
+                  ": expected 1 to ", kMostClasses, " classes, got ", branch.map.size[1]);
   int64_t common[kDims] = {branch.map.size[0], branch.map.size[1], 1, 1, 1};
   for (int64_t i = 0; i < rank; ++i) common[kDims - rank + i] = size[i];
   const std::vector<double> scales;
