@@ -11,7 +11,8 @@
 
 A swapped module stays the same object, with its parameters, buffers, hooks and flags; only its
 class changes, to a subclass that overrides ``forward`` alone. :func:`register` teaches :func:`fuse`
-modules of your own.
+modules of your own. What a model does in its own ``forward`` only a graph shows:
+``torch.compile(model, backend="msr_cuda")``, see :mod:`msr_cuda.swap.graph`.
 """
 
 from ._fuse import fuse, fused, unfuse
@@ -20,16 +21,22 @@ from ._registry import register, unregister
 from ._report import Report, Site
 from ._source import fingerprint
 from ._verify import Verification, verify
+from .graph import GraphReport, GraphSite, backend, recording, rewrite
 
 __all__ = [
+    "GraphReport",
+    "GraphSite",
     "Report",
     "Site",
     "Traffic",
     "Verification",
+    "backend",
     "fingerprint",
     "fuse",
     "fused",
+    "recording",
     "register",
+    "rewrite",
     "unfuse",
     "unregister",
     "verify",
