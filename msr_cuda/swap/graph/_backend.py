@@ -64,5 +64,5 @@ def _inner(
     unknown = set(options) - set(inductor.list_options())
     if unknown:
         raise ValueError(f"{_NAME}: expected inner, fuse or an option of Inductor, got {unknown}")
-    patches = {**inductor.list_mode_options(mode), **options}
+    patches = {**(inductor.list_mode_options(mode) if mode is not None else {}), **options}
     return lambda graph, inputs: compiler(graph, inputs, config_patches=patches)

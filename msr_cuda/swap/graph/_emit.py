@@ -12,8 +12,8 @@ from ... import functional
 from ..._pool import Pool
 from . import _runtime
 from ._forms import Resampling, read
-from ._sites import Site, Source, Term
-from ._values import same_sizes, tensor_of
+from ._sites import Site, Term
+from ._values import sizes_agree, tensor_of
 
 #: What computes arguments only: it goes when nothing uses it any more.
 _ARGUMENT_FUNCTIONS = (getattr, operator.getitem)
@@ -99,7 +99,7 @@ def full_maps(site: Site) -> list[Node]:
         for source in site.sources
         if source.producer is None
         and (x := tensor_of(source.map)) is not None
-        and same_sizes(tuple(x.shape[2:]), site.size)
+        and sizes_agree(tuple(x.shape[2:]), site.size)
     ]
 
 

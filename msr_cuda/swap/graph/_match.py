@@ -13,7 +13,7 @@ from ._effects import Effects
 from ._forms import Activation, Concatenation, Form, Maximum, Product, Resampling, Sum, read
 from ._sites import Factor, Operator, Site, Source, Term
 from ._sources import is_map, is_pixel, source_of
-from ._values import number_of, same, same_sizes, tensor_of
+from ._values import agree, number_of, same, sizes_agree, tensor_of
 
 #: What a term consists of, where the operator can do that, too; None: it is taken as it is.
 Split = Callable[[Term, Site], "list[Term] | None"]
@@ -66,14 +66,15 @@ class Matcher:
         if isinstance(form, Resampling) or site.terms[0].node is not node:
             return
         parts = split(Term(node), site)
+        inputs = node.all_input_nodes
+        if form is not None and form.stack is not None:
+            inputs = form.stack.all_input_nodes
         if parts is not None:
             reason = f"{node.name} takes {len(parts)} maps, more than one operator does"
         else:
-            shapes = [
-                list(x.shape) for n in node.all_input_nodes if (x := tensor_of(n)) is not None
-            ]
+            shapes = [list(x.shape) for n in inputs if (x := tensor_of(n)) is not None]
             reason = f"{node.name} makes {list(site.value.shape)} of {shapes} otherwise"
-        for producer in node.all_input_nodes:
+        for producer in inputs:
             if isinstance(read(producer), Resampling):
                 self.reasons.setdefault(producer, [reason])
 
@@ -230,19 +231,19 @@ def _factor(argument: object, divides: bool, site: Site) -> Factor | None:
     batch, channels = site.value.shape[:2]
     # PyTorch lines shapes up at their ends.
     shape = (*(1,) * (site.value.dim() - tensor.dim()), *tensor.shape)
-    if not (same(shape[0], 1) or same(shape[0], batch)):
+    if not (same(shape[0], 1) or agree(shape[0], batch)):
         return None
     if all(same(n, 1) for n in shape):
         return Factor(argument, "scalar", divides)
-    if same(shape[1], channels) and all(same(n, 1) for n in shape[2:]):
+    if agree(shape[1], channels) and all(same(n, 1) for n in shape[2:]):
         return Factor(argument, "channel", divides)
-    if same(shape[1], 1) and same_sizes(shape[2:], site.size) and tensor.dim() == len(shape):
+    if same(shape[1], 1) and sizes_agree(shape[2:], site.size) and tensor.dim() == len(shape):
         return Factor(argument, "pixel", divides)
     return None
 
 
 def _has_full_size(tensor: Tensor | None, site: Site) -> bool:
-    return tensor is not None and same_sizes(tuple(tensor.shape), tuple(site.value.shape))
+    return tensor is not None and sizes_agree(tuple(tensor.shape), tuple(site.value.shape))
 
 
 def _fits(tensor: Tensor | None, site: Site) -> bool:
@@ -251,9 +252,9 @@ def _fits(tensor: Tensor | None, site: Site) -> bool:
         return False
     shape, full = tuple(tensor.shape), tuple(site.value.shape)
     return (
-        (same(shape[0], full[0]) or same(shape[0], 1))
-        and same(shape[1], full[1])
-        and (same_sizes(shape[2:], full[2:]) or is_pixel(tensor))
+        (agree(shape[0], full[0]) or same(shape[0], 1))
+        and agree(shape[1], full[1])
+        and (sizes_agree(shape[2:], full[2:]) or is_pixel(tensor))
     )
 
 
@@ -267,11 +268,11 @@ def term_reasons(site: Site, node: Node, source: Source) -> list[str]:
     if x.dim() != site.value.dim():
         return [f"{source.map.name} has {x.dim()} dimensions"]
     if site.operator == "resample_cat":
-        fits = same(y.shape[0], site.value.shape[0]) and same_sizes(tuple(y.shape[2:]), site.size)
+        fits = agree(y.shape[0], site.value.shape[0]) and sizes_agree(tuple(y.shape[2:]), site.size)
     else:
         fits = _fits(y, site)
     # A single pixel would be repeated, not resampled.
-    if not fits or (source.producer is not None and not same_sizes(tuple(y.shape[2:]), site.size)):
+    if not fits or (source.producer is not None and not sizes_agree(tuple(y.shape[2:]), site.size)):
         return [
             f"{node.name} is {list(y.shape)}, which is not known to fit {list(site.value.shape)}"
         ]

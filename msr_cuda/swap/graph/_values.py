@@ -63,6 +63,27 @@ def same_sizes(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
     return len(a) == len(b) and all(map(same, a, b))
 
 
+def agree(a: int | SymInt, b: int | SymInt) -> bool:
+    """Whether two sizes are equal, that PyTorch broadcasts or demands to be equal.
+
+    Where both are expressions, capturing the call has made sure that they are equal, because it
+    took neither for 1; only cannot every such fact be derived again (``s // 2 == 2 * t``). To ask
+    for it once more adds nothing to what the graph is limited to.
+    """
+    if same(a, b):
+        return True
+    if type(a) is int or type(b) is int:
+        return False
+    from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+    return guard_or_false(a == b)
+
+
+def sizes_agree(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    """:func:`agree` for shapes, or parts of them."""
+    return len(a) == len(b) and all(map(agree, a, b))
+
+
 def storages(value: Any) -> set[int]:
     """Which memory the tensors of a (nested) value lie in. Fake views share that of their base."""
     return {tensor.untyped_storage()._cdata for tensor in _tensors(value)}
