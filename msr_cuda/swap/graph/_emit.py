@@ -116,7 +116,7 @@ def _emit_check(graph: Graph, site: Site) -> None:
         for source in site.sources
         if source.repeated or (source.producer is None and source.map not in full)
     ]
-    if len(maps) > 1:
+    if len(maps) > 1 and (len(sizes) + len(full) > 1 or pixels or site.operator == "resample_cat"):
         arguments = (site.operator, maps, full, pixels, sizes)
         graph.call_function(_runtime.expect_sizes, arguments)
 

@@ -209,7 +209,7 @@ def _pooling(
     kernels, strides, paddings = (
         _per_axis(value, rank) for value in (kernel_size, stride or kernel_size, padding)
     )
-    if kernels is None or strides is None or paddings is None:
+    if not kernels or strides is None or paddings is None:  # no rank: the shape is not known
         return None
     pairs = tuple((n, n) for n in paddings)
     return Pooling(input=input, pool=Pool(kind, kernels, strides, pairs, count_include_pad))
