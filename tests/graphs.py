@@ -58,7 +58,7 @@ def count(graph: nn.Module) -> Counter[str]:
             name = str(getattr(node.target, "__name__", node.target))
             if node.target in OPERATORS:
                 found[OPERATORS[node.target]] += 1
-            elif "interpolate" in name or "upsample" in name:
+            elif node.op.startswith("call_") and ("interpolate" in name or "upsample" in name):
                 found["interpolate"] += 1
     return found
 

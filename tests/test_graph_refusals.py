@@ -103,9 +103,9 @@ def both_kinds_of_factors(a: Tensor, b: Tensor) -> Tensor:
 REFUSALS = {
     "rows broadcast": Refusal(lambda a, b: up(b, a) + a[:, :, :1], "[2, 4, 1, 14]"),
     "channels broadcast": Refusal(lambda a, b: up(b, a) + a[:, :1], "[2, 1, 9, 14]"),
-    "batch broadcast": Refusal(lambda a, b: up(b[:1], a) * a, "makes [2, 4, 9, 14]"),
-    "a number is added": Refusal(lambda a, b: up(b, a) + 1.0, "makes [2, 4, 9, 14]"),
-    "product of maps": Refusal(lambda a, b: up(b, a) * a, "makes [2, 4, 9, 14]"),
+    "batch broadcast": Refusal(lambda a, b: up(b[:1], a) * a, "is not a sum of maps of one size"),
+    "a number is added": Refusal(lambda a, b: up(b, a) + 1.0, "is not a sum of maps of one size"),
+    "product of maps": Refusal(lambda a, b: up(b, a) * a, "is not a sum of maps of one size"),
     "written in between": Refusal(written_in_between, "writes to"),
     "written through a view": Refusal(written_through_a_view, "writes to"),
     "old value read later": Refusal(old_value_read_later, "reads that memory later"),

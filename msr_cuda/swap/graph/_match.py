@@ -12,7 +12,7 @@ from ... import _spec
 from ._effects import Effects
 from ._forms import Activation, Concatenation, Form, Maximum, Product, Resampling, Sum, read
 from ._sites import Factor, Operator, Site, Source, Term
-from ._sources import is_map, is_pixel, source_of
+from ._sources import is_map, is_pixel, name_of, source_of
 from ._values import agree, number_of, same, sizes_agree, tensor_of
 
 #: What a term consists of, where the operator can do that, too; None: it is taken as it is.
@@ -70,10 +70,13 @@ class Matcher:
         if form is not None and form.stack is not None:
             inputs = form.stack.all_input_nodes
         if parts is not None:
-            reason = f"{node.name} takes {len(parts)} maps, more than one operator does"
+            reason = f"{name_of(node)} takes {len(parts)} maps, more than one operator does"
         else:
             shapes = [list(x.shape) for n in inputs if (x := tensor_of(n)) is not None]
-            reason = f"{node.name} makes {list(site.value.shape)} of {shapes} otherwise"
+            reason = (
+                f"{name_of(node)} of {shapes} is not a sum of maps of one size, with factors per "
+                "channel or per pixel"
+            )
         for producer in inputs:
             if isinstance(read(producer), Resampling):
                 self.reasons.setdefault(producer, [reason])

@@ -65,6 +65,10 @@ def rewrite(
     if example_inputs is not None:
         _add_fake_values(graph_module, example_inputs)
     report = rewrite_in_place(graph_module, inner=None, fuse=fuse, guarded=False)
+    for node in graph_module.graph.nodes:
+        if getattr(node.target, "__module__", "").startswith("msr_cuda."):
+            node.meta["is_wrapped"] = True  # to trace the graph, as pickle does, stops at the call
+    graph_module.recompile()
     return graph_module, report
 
 

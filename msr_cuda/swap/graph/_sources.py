@@ -107,4 +107,12 @@ def describe_users(node: Node) -> str:
 
 
 def _users(node: Node) -> str:
-    return ", ".join("the output" if user.op == "output" else user.name for user in node.users)
+    return ", ".join(map(name_of, node.users))
+
+
+def name_of(node: Node) -> str:
+    """How a report calls a node: by its name, and by that of what it calls."""
+    if node.op == "output":
+        return "the output"
+    called = str(getattr(node.target, "__name__", node.target))
+    return node.name if node.name.startswith(called) else f"{node.name} ({called})"
