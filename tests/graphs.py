@@ -87,7 +87,11 @@ def assert_same(expected: Outputs, actual: Outputs) -> None:
 
 
 def check(
-    model: nn.Module, inputs: tuple[Tensor, ...], *, dynamic: bool | None = None, **options: Any
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    *,
+    dynamic: bool | None = None,
+    **options: Any,
 ) -> tuple[Spy, list[swap.GraphReport]]:
     """Compares a model with itself, compiled, in outputs and gradients; returns the graphs."""
     torch._dynamo.reset()
