@@ -158,3 +158,12 @@ def test_wrong_arguments() -> None:
         swap.rewrite(lambda x: x)
     with pytest.raises(ValueError, match='expected fuse to be "auto" or "all", got 1'):
         swap.rewrite(Traced(), fuse=1)
+
+
+def test_a_maximum_is_left_as_gradients_may_be_asked_for_later() -> None:
+    class Largest(nn.Module):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return torch.maximum(a, F.interpolate(b, scale_factor=2))
+
+    _, report = rewritten(Largest(), doubles(A, B))
+    assert "goes to the first here" in report.swapped[0].how

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 import msr_cuda
 from msr_cuda import swap
 from msr_cuda.swap.graph import _rewrite
+from msr_cuda.swap.graph._effects import Effects
 
 A, B, C = (2, 4, 8, 12), (2, 4, 4, 6), (2, 4, 16, 24)
 
@@ -100,7 +101,7 @@ def test_checkpointed_parts_are_rewritten() -> None:
     inputs = doubles(A, B)
     model, spy = Function(function, inputs).double(), Spy()
     compiled = compile_with(model, spy, inner="aot_eager")
-    with swap.recording() as (reports):
+    with swap.recording() as reports:
         actual = compiled(*inputs)
     actual.sum().backward()
     gradients = [p.grad.clone() for p in model.parameters()]
@@ -129,7 +130,7 @@ def test_fused_models_can_be_compiled() -> None:
     assert len(msr_cuda.fuse(model).swapped) == 3
     (x,) = doubles((1, 3, 44, 32))
     spy = Spy()
-    with swap.recording() as (reports):
+    with swap.recording() as reports:
         torch.testing.assert_close(compile_with(model, spy)(x), model(x), rtol=1e-10, atol=1e-10)
     assert [site.operator for site in reports[0].swapped] == ["resample_sum"]
     assert not reports[0].skipped
@@ -141,8 +142,8 @@ def test_autocast_on_the_cpu(inside: bool) -> None:
     inputs = images(1, 4, 8, 12), images(1, 4, 4, 6)
 
     def function(a: Tensor, b: Tensor) -> Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=inside):
-            pass
+        with torch.autocast("cpu", enabled=False):  # what comes later is not
+            b = b + 0
         return F.relu(a + up(b, a, "bilinear"))
 
     class Model(nn.Module):
@@ -161,6 +162,13 @@ def test_autocast_on_the_cpu(inside: bool) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not inside):
         expected, actual = compiled._orig_mod(*inputs), compiled(*inputs)
     assert spy.count() == {"resample_sum": 1}
+    (graph,) = spy.graphs
+    effects = Effects(graph.graph)
+    call = next(node for node in graph.graph.nodes if node.target is msr_cuda.resample_sum)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not inside):
+        assert Effects(graph.graph).is_autocast(call, torch.device("cpu"))
+    assert effects.is_autocast(call, torch.device("cpu")) is inside
+    assert not effects.is_autocast(call, torch.device("cuda"))
     assert actual.dtype == expected.dtype == torch.bfloat16
     torch.testing.assert_close(actual, expected, rtol=1.6e-2, atol=1e-2)
 
@@ -207,3 +215,17 @@ print("as expected")
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert run.stdout.strip() == "as expected", run.stderr
+
+
+def test_autocast_around_the_call_is_on_while_the_backend_runs() -> None:
+    seen = []
+
+    def inner(graph: Any, inputs: Any) -> Any:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return graph.forward
+
+    compiled = torch.compile(lambda x: x + 1, backend=swap.backend, options={"inner": inner})
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        compiled(torch.ones(2))
+    compiled(torch.ones(2))
+    assert seen == [True, False]

@@ -223,3 +223,18 @@ def test_random_numbers_are_drawn_in_the_same_order() -> None:
     torch.manual_seed(3)
     torch.testing.assert_close(compiled(a, b), expected, rtol=1e-10, atol=1e-10)
     assert spy.count() == {"resample_sum": 1}
+
+
+def test_numbers_that_change_are_no_memory() -> None:
+    """``+=`` on a number gives another one: who keeps the old one has the old one."""
+
+    def function(a: Tensor, b: Tensor) -> Tensor:
+        height = b.shape[2] * 2
+        taller = height
+        taller += 3
+        tall = F.interpolate(b, size=(taller, a.shape[3]))
+        return a + F.interpolate(b, size=(height, a.shape[3])) + tall[:, :, 3:]
+
+    inputs = doubles((2, 3, 10, 14), (2, 3, 5, 7))
+    spy, _ = check(Function(function, inputs).double(), inputs, dynamic=True)
+    assert spy.count() == {"resample_sum": 1, "resample": 1}

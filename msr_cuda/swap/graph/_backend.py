@@ -8,6 +8,7 @@ from typing import Any
 from torch.fx import GraphModule
 
 from ._rewrite import check_fuse, rewrite_in_place
+from ._values import EXAMPLE_VALUE
 
 _NAME = "msr_cuda"
 
@@ -36,6 +37,10 @@ def backend(
     inner, fuse = others.pop("inner", "inductor"), others.pop("fuse", "auto")
     check_fuse(_NAME, fuse)
     compile_inner = _inner(inner, others, mode)
+    inputs = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
+    for node, value in zip(inputs, example_inputs, strict=False):
+        # DDP hands over parts of what Dynamo captured, which know less.
+        node.meta.setdefault(EXAMPLE_VALUE, value)
     inner_name = inner if isinstance(inner, str) else None
     rewrite_in_place(graph_module, inner=inner_name, fuse=fuse, guarded=True)
     return compile_inner(graph_module, example_inputs)

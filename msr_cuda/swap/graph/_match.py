@@ -26,8 +26,8 @@ class Matcher:
         reasons: why an interpolation that was looked at cannot be part of a site.
     """
 
-    def __init__(self, effects: Effects) -> None:
-        self.effects = effects
+    def __init__(self, effects: Effects, guarded: bool) -> None:
+        self.effects, self.guarded = effects, guarded
         self.reasons: dict[Node, list[str]] = {}
 
     def match(self, root: Node) -> Site | None:
@@ -120,14 +120,15 @@ class Matcher:
         found = self.effects.objections(site.replaced, site.root, list(site.reads()))
         if found:
             return found
-        if site.value.requires_grad and site.keeps_maps:
+        gradient = site.value.requires_grad or not self.guarded
+        if gradient and site.keeps_maps:
             found = self.effects.later_objections(site.root, list(site.reads()))
             if found:
                 return found
         kinds = {factor.kind for term in site.terms for factor in term.factors}
         if {"channel", "pixel"} <= kinds:
             return ["it has factors per channel and factors per pixel"]
-        if site.operator == "resample_max" and site.value.requires_grad:
+        if site.operator == "resample_max" and gradient:
             # Ties are common: two maps after a ReLU have many zeros in common.
             return ["the gradient of equal values is shared by PyTorch, and goes to the first here"]
         dtype = site.dtype()

@@ -124,7 +124,8 @@ def rewrite_in_place(
         graph_module: its nodes have fake values.
         inner: the compiler that gets the graph.
         fuse: see :mod:`msr_cuda.swap.graph`.
-        guarded: see :func:`emit`.
+        guarded: the graph only runs with the sizes, and for the gradients, that its fake values
+            are for.
     """
     report = GraphReport()
     for part in _parts(graph_module):
@@ -166,7 +167,7 @@ class _Rewriter:
         self.report, self.inner, self.fuse, self.guarded = report, inner, fuse, guarded
         _thread_results(self.graph)
         self.effects = Effects(self.graph)
-        self.matcher = Matcher(self.effects)
+        self.matcher = Matcher(self.effects, guarded)
 
     def run(self) -> None:
         """Rewrites the graph, and adds to the report in the order of its nodes."""
@@ -231,13 +232,16 @@ class _Rewriter:
 def _thread_results(graph: fx.Graph) -> None:
     """Makes later nodes take the result of a call in place, not the node that it worked on.
 
-    Both are the same tensor, but only so the graph says in which order they are used.
+    Both are the same tensor, but only so the graph says in which order they are used. (What ``+=``
+    does to a number gives another number.)
     """
     for node in list(graph.nodes):
         form = read(node)
-        if form is not None and form.target is not None and form.target.op != "placeholder":
-            later = set(_after(node))
-            form.target.replace_all_uses_with(node, delete_user_cb=later.__contains__)
+        target = None if form is None else form.target
+        if target is None or target.op == "placeholder" or tensor_of(target) is None:
+            continue
+        later = set(_after(node))
+        target.replace_all_uses_with(node, delete_user_cb=later.__contains__)
 
 
 def _after(node: Node) -> Iterator[Node]:

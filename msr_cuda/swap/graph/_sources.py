@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ... import _spec
 from .._gather import mode_reasons
@@ -82,7 +84,13 @@ def resampling_reasons(node: Node, form: Resampling) -> list[str]:
 
 def is_map(tensor: Tensor | None) -> bool:
     """Whether the operators take it."""
-    return tensor is not None and 3 <= tensor.dim() <= 5 and tensor.dtype in _spec.DTYPES
+    return (
+        tensor is not None
+        and 3 <= tensor.dim() <= 5
+        and tensor.dtype in _spec.DTYPES
+        and tensor.layout == torch.strided
+        and not is_traceable_wrapper_subclass(tensor)  # such as a DTensor
+    )
 
 
 def is_pixel(tensor: Tensor) -> bool:
