@@ -5,11 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from conftest import missing
 from graphs import Function, Spy, compile_with, doubles
 from swapping import UNet, images, one_thread  # noqa: F401
 from torch import Tensor, nn
@@ -229,3 +232,61 @@ def test_autocast_around_the_call_is_on_while_the_backend_runs() -> None:
         compiled(torch.ones(2))
     compiled(torch.ones(2))
     assert seen == [True, False]
+
+
+def test_parts_of_a_graph_that_ddp_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cuts graphs where a bucket of gradients is full."""
+    if not (dist.is_available() and dist.is_gloo_available()):
+        missing("torch was built without gloo")
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList([Function(three, doubles(A, B, C)) for _ in range(3)])
+
+        def forward(self, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+            for part in self.parts:
+                a = part(a, b, c)
+            return a
+
+    inputs, spy = doubles(A, B, C), Spy()
+    model = Model().double()
+    model(*inputs).sum().backward()
+    expected = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    monkeypatch.setattr(dist, "_DEFAULT_FIRST_BUCKET_BYTES", 256)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 's'}", rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(model, bucket_cap_mb=256 / 2**20)
+        compile_with(wrapped, spy, fullgraph=False)(*inputs).sum().backward()
+    finally:
+        dist.destroy_process_group()
+    assert len(spy.graphs) > 1
+    assert spy.count() == {"resample_sum": 3}
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-9)
+
+
+def test_reports_count_what_is_saved() -> None:
+    """As fuse() counts it for modules: maps that are read and written."""
+    a, b = torch.zeros(1, 8, 8, 12), torch.zeros(1, 8, 4, 6)
+    report = rewrite_for(None, "auto", lambda a, b: F.relu(a + up(b, a)), a, b)
+    (site,) = report.swapped
+    large, small = 4 * a.numel(), 4 * b.numel()
+    assert site.traffic is not None
+    # Interpolation, sum and activation, each on its own.
+    assert site.traffic.eager_bytes == (small + large) + 3 * large + 2 * large
+    assert site.traffic.fused_bytes == small + 2 * large
+    assert site.traffic.saved_launches == 2
+    assert report.total == site.traffic
+    assert str(report).endswith("in all: saves 0.012 of 0.019 MB")
+    assert report.to_dict()["total"]["eager_bytes"] == site.traffic.eager_bytes
+
+    def program(a: Tensor, b: Tensor) -> Tensor:
+        return F.relu(a + F.interpolate(b, scale_factor=2))
+
+    torch._dynamo.reset()
+    with swap.recording() as reports:
+        torch.compile(program, backend=swap.backend, options={"inner": "eager"}, dynamic=True)(a, b)
+    assert reports[0].swapped[0].traffic is None and reports[0].total is None
+    assert "saves" not in str(reports[0])

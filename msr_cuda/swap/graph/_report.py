@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import re
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch.fx import Node
 
+from ...functional import Observation
+from .. import _measure
+from .._measure import Traffic
 from ._sites import Site, Source
 
 
@@ -23,12 +28,16 @@ class GraphSite:
         how: what it does in one pass, or why the nodes were left alone.
         line: the user's line of code, ``file:number in function: code``; None if the graph does not
             know it.
+        traffic: what one call of the operator moves, and PyTorch's functions would, counted as
+            :meth:`msr_cuda.swap.Report.measure` does; None if the site was left alone, or its size
+            is not known before the graph runs.
     """
 
     nodes: tuple[str, ...]
     operator: str | None
     how: str
     line: str | None = None
+    traffic: Traffic | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -47,21 +56,41 @@ class GraphReport:
     swapped: list[GraphSite] = dataclasses.field(default_factory=list)
     skipped: list[GraphSite] = dataclasses.field(default_factory=list)
 
+    @property
+    def total(self) -> Traffic | None:
+        """The traffic of all swapped sites of which it is known; None: it is of none."""
+        known = [site.traffic for site in self.swapped if site.traffic is not None]
+        return _measure.total(known) if known else None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
+        total = self.total
         return {
             "swapped": [site.to_dict() for site in self.swapped],
             "skipped": [site.to_dict() for site in self.skipped],
+            "total": None if total is None else dataclasses.asdict(total),
         }
 
     def __str__(self) -> str:
         lines = [f"{len(self.swapped)} fused, {len(self.skipped)} left alone"]
         for mark, sites in (("fused", self.swapped), ("left", self.skipped)):
             for site in sites:
-                lines.append(f"{mark:5}  {', '.join(site.nodes)}: {site.how}")
+                saving = _saving(site.traffic)
+                how = f"{site.how}; {saving}" if saving else site.how
+                lines.append(f"{mark:5}  {', '.join(site.nodes)}: {how}")
                 if site.line is not None:
                     lines.append(f"       {site.line}")
+        saving = _saving(self.total)
+        if saving:
+            lines.append(f"in all: {saving}")
         return "\n".join(lines)
+
+
+def _saving(traffic: Traffic | None) -> str:
+    if traffic is None or traffic.saved_bytes <= 0:  # an interpolation alone saves nothing
+        return ""
+    saved, eager = (n / 1e6 for n in (traffic.saved_bytes, traffic.eager_bytes))
+    return f"saves {saved:.3f} of {eager:.3f} MB"
 
 
 _recordings: list[list[GraphReport]] = []
@@ -129,6 +158,19 @@ def describe(site: Site) -> str:
     if site.operator == "resample":
         return f"resample, {modes[0]}"
     return "; ".join(parts)
+
+
+def traffic_of(site: Site) -> Traffic | None:
+    """What a call of the site's operator moves; None where sizes are symbols."""
+    maps = site.maps()
+    if not all(type(n) is int for tensor in (*maps, site.value) for n in tensor.shape):
+        return None
+    dtype = site.dtype() or functools.reduce(torch.promote_types, [x.dtype for x in maps])
+    output = torch.empty(site.value.shape, dtype=dtype, device="meta")
+    weighted = site.weighted or any(term.constant != 1 for term in site.terms)
+    traffic = Traffic(calls=1)
+    traffic.add(Observation(site.operator, tuple(maps), output, weighted, site.activation))
+    return traffic
 
 
 def _kind(source: Source) -> str:

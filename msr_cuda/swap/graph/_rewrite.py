@@ -19,7 +19,7 @@ from ._emit import emit
 from ._forms import Resampling, read
 from ._match import Matcher
 from ._policy import Fuse
-from ._report import GraphReport, GraphSite, describe, line_of, tell
+from ._report import GraphReport, GraphSite, describe, line_of, tell, traffic_of
 from ._sites import Site, Source, Term
 from ._sources import describe_users, resampling_reasons
 from ._values import EXAMPLE_VALUE, tensor_of
@@ -185,7 +185,8 @@ class _Rewriter:
             line = line_of(site.root)
             reason = self._reason(site)
             if reason is None:
-                swapped.append(GraphSite(names, site.operator, self._how(site), line))
+                how, traffic = self._how(site), traffic_of(site)
+                swapped.append(GraphSite(names, site.operator, how, line, traffic))
                 self.effects.put(emit(site, guarded=self.guarded), site.root)
             else:
                 skipped.append(GraphSite(names, None, reason, line))
