@@ -167,3 +167,23 @@ def test_a_maximum_is_left_as_gradients_may_be_asked_for_later() -> None:
 
     _, report = rewritten(Largest(), doubles(A, B))
     assert "goes to the first here" in report.swapped[0].how
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda b: F.relu(F.interpolate(b, scale_factor=2, recompute_scale_factor=True)),
+        lambda b: F.max_pool2d(b, 2) + b.mean((2, 3), keepdim=True),
+    ],
+    ids=["recomputed", "pooled"],
+)
+def test_sizes_that_no_argument_gives_are_not_guessed(function: Callable[..., Any]) -> None:
+    class Model(nn.Module):
+        def forward(self, b: Tensor) -> Tensor:
+            return function(b)
+
+    (b,) = doubles(B)
+    graph, _ = rewritten(Model(), (b,))
+    assert "resample_sum" not in count(graph)
+    (larger,) = doubles((1, 4, 6, 8))
+    torch.testing.assert_close(graph(larger), function(larger), rtol=1e-10, atol=1e-10)

@@ -81,8 +81,8 @@ class Effects:
         return next(on for begin, on in reversed(self._autocast) if begin < place or begin == 0)
 
     def is_autocast(self, node: Node, device: torch.device) -> bool:
-        """Whether autocast was on for that device where the node stands."""
-        return device.type in self._autocast_at(node)
+        """Whether autocast is on where the node stands, and makes interpolations float32 there."""
+        return device.type != "cpu" and device.type in self._autocast_at(node)
 
     def place(self, node: Node) -> int:
         """The position of a node, or of the one that it replaced."""

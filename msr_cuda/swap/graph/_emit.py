@@ -13,7 +13,7 @@ from ..._pool import Pool
 from . import _runtime
 from ._forms import Resampling, read
 from ._sites import Site, Term
-from ._values import sizes_agree, tensor_of
+from ._values import tensor_of
 
 #: What computes arguments only: it goes when nothing uses it any more.
 _ARGUMENT_FUNCTIONS = (getattr, operator.getitem)
@@ -81,26 +81,14 @@ def _computes_arguments(node: Node) -> bool:
 
 def _size(graph: Graph, site: Site, guarded: bool) -> Any:
     """The argument ``size``."""
-    if guarded and all(type(n) is int for n in site.size):
+    if site.has_fixed_size(guarded):
         return site.size
     sizes = [source.size for source in site.sources if source.size is not None]
     if sizes:
         return sizes[0]
-    whole = full_maps(site)
-    if whole:
-        return _spatial_size(graph, whole[0])
+    if site.full_maps:
+        return _spatial_size(graph, site.full_maps[0])
     return None  # it follows from the scale factors
-
-
-def full_maps(site: Site) -> list[Node]:
-    """The maps that are read as they are, but for those of one pixel."""
-    return [
-        source.map
-        for source in site.sources
-        if source.producer is None
-        and (x := tensor_of(source.map)) is not None
-        and sizes_agree(tuple(x.shape[2:]), site.size)
-    ]
 
 
 def _spatial_size(graph: Graph, node: Node) -> Node:
@@ -110,7 +98,7 @@ def _spatial_size(graph: Graph, node: Node) -> Node:
 
 def _emit_check(graph: Graph, site: Site) -> None:
     sizes = [source.size for source in site.sources if source.size is not None]
-    maps, full = [source.map for source in site.sources], full_maps(site)
+    maps, full = [source.map for source in site.sources], site.full_maps
     pixels = [
         source.map
         for source in site.sources

@@ -125,6 +125,12 @@ class Matcher:
             found = self.effects.later_objections(site.root, list(site.reads()))
             if found:
                 return found
+        if not (
+            site.has_fixed_size(self.guarded)
+            or site.full_maps
+            or any(s.size is not None or s.scale_factor is not None for s in site.sources)
+        ):
+            return ["its size is not known before the graph runs"]
         kinds = {factor.kind for term in site.terms for factor in term.factors}
         if {"channel", "pixel"} <= kinds:
             return ["it has factors per channel and factors per pixel"]

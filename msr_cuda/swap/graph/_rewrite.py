@@ -41,7 +41,8 @@ def rewrite(
 
     Args:
         module: a ``GraphModule``, or a module that can be traced. What the model decides by its
-            ``training`` flag in its own ``forward`` is decided by the trace.
+            ``training`` flag in its own ``forward`` is decided by the trace, which also takes
+            ``+=`` for ``+``.
         example_inputs: what the module is called with, tensors of the right shapes, dtypes, layout
             and device; they are not computed with. None: the nodes of the ``GraphModule`` have fake
             values already (``node.meta["example_value"]``).

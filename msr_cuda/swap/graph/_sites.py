@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from ... import _spec
 from ..._pool import Pool
-from ._values import tensor_of
+from ._values import sizes_agree, tensor_of
 
 Operator = Literal["resample", "resample_sum", "resample_cat", "resample_max"]
 
@@ -93,6 +93,7 @@ class Site:
         activation: the operator's.
         replaced: all nodes that the call replaces, the root included.
         in_place: those of them that work in place, with the node that they change.
+        autocast: autocast is on, of the kind that interpolates in float32 (not that of the CPU).
     """
 
     operator: Operator
@@ -118,6 +119,21 @@ class Site:
     def size(self) -> tuple[int, ...]:
         """Spatial size of the result; entries may be symbols."""
         return tuple(self.value.shape[2:])
+
+    @property
+    def full_maps(self) -> list[Node]:
+        """The maps that are read as they are, but for those of one pixel."""
+        return [
+            source.map
+            for source in self.sources
+            if source.producer is None
+            and (x := tensor_of(source.map)) is not None
+            and sizes_agree(tuple(x.shape[2:]), self.size)
+        ]
+
+    def has_fixed_size(self, guarded: bool) -> bool:
+        """Whether the result has one size, at every call."""
+        return guarded and all(type(n) is int for n in self.size)
 
     @property
     def weighted(self) -> bool:
@@ -148,10 +164,11 @@ class Site:
     def dtype(self) -> torch.dtype | None:
         """What the operator's dtype has to be asked for; None: what it gives by itself is right.
 
-        Under autocast that is the dtype of the maps: the float32 that PyTorch's interpolate makes
-        of them there is what the operators avoid.
+        Under CUDA autocast that is the dtype of the maps: the float32 that PyTorch's interpolate
+        makes of them there is what the operators avoid.
         """
         promoted = self.maps()[0].dtype
         for x in self.maps()[1:]:
             promoted = torch.promote_types(promoted, x.dtype)
-        return None if self.autocast or promoted == self.value.dtype else self.value.dtype
+        by_autocast = self.autocast and not self.in_place  # changed memory keeps its dtype
+        return None if by_autocast or promoted == self.value.dtype else self.value.dtype
