@@ -100,6 +100,14 @@ class _Counter:
         self.traffic.fused_operations += sum(x.numel() for x in convolved) * width
 
 
+def of_call(observation: Observation) -> Traffic:
+    """What one call of an operator moves; of its maps, shapes and dtypes are enough."""
+    counter = _Counter()
+    counter.traffic.calls = 1
+    counter.add(observation)
+    return counter.traffic
+
+
 def _resampling_cost(maps: Sequence[Tensor], size: torch.Size) -> tuple[int, int]:
     """Bytes and kernels of ``interpolate``, for the maps that have another size."""
     others = [x for x in maps if x.shape[2:] != size]

@@ -168,9 +168,8 @@ def traffic_of(site: Site) -> Traffic | None:
     dtype = site.dtype() or functools.reduce(torch.promote_types, [x.dtype for x in maps])
     output = torch.empty(site.value.shape, dtype=dtype, device="meta")
     weighted = site.weighted or any(term.constant != 1 for term in site.terms)
-    traffic = Traffic(calls=1)
-    traffic.add(Observation(site.operator, tuple(maps), output, weighted, site.activation))
-    return traffic
+    observation = Observation(site.operator, tuple(maps), output, weighted, site.activation)
+    return _measure.of_call(observation)
 
 
 def _kind(source: Source) -> str:
