@@ -457,7 +457,9 @@ def check_weights(
     """Checks the factors of a sum: [S], [S, C], [N, S, C] or [N, S, 1, *size]."""
     _check_parameter(name, "weights", weights, inputs[0].device, "inputs[0]")
     count, shape = len(inputs), tuple(weights.shape)
-    if shape == (count,):
+    # Tuples are compared entry by entry even if their lengths differ: a batch size that is a symbol
+    # would be compared with the number of maps, and a compiled graph limited to what came out.
+    if len(shape) == 1 and shape == (count,):
         return
     channels, batch = inputs[0].shape[1], _spec.batch_of(inputs)
     if len(shape) == 2:
