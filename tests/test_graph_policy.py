@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import msr_cuda
-from msr_cuda import swap
+from msr_cuda import functional, swap
 from msr_cuda.swap.graph import _rewrite
 
 A, B, C = (2, 4, 8, 12), (2, 4, 4, 6), (2, 4, 16, 24)
@@ -91,6 +91,15 @@ def test_auto_leaves_to_inductor_what_it_does_as_well(name: str) -> None:
     # No other backend fuses anything.
     alone = rewrite_for("eager", "auto", function, *inputs)
     assert len(alone.swapped) == (name != "alone")
+
+
+def test_auto_leaves_what_has_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(functional, "unsupported_reasons", lambda inputs: ["nothing was compiled"])
+    inputs = [x.requires_grad_() for x in doubles(A, B, C)]
+    for inner in ("inductor", "eager"):
+        report = rewrite_for(inner, "auto", three, *inputs)
+        assert [s.how for s in report.skipped] == ['nothing was compiled (fuse="all" fuses it)']
+        assert len(rewrite_for(inner, "all", three, *inputs).swapped) == 1
 
 
 def test_checkpointed_parts_are_rewritten() -> None:
@@ -193,7 +202,7 @@ def test_autocast_on_cuda_keeps_the_dtype_of_the_maps() -> None:
     program = """
 import torch, torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
-from msr_cuda import swap
+from msr_cuda import functional, swap
 class Model(torch.nn.Module):
     def forward(self, a, b):
         c = a * 2
@@ -210,6 +219,7 @@ def dtypes(autocast):
         automatic = swap.rewrite(Model(), (a, b), fuse="auto")[1]
         assert len(automatic.swapped) == (3 if autocast else 2)
         print(*(y.dtype for y in Model()(a, b)), *(y.dtype for y in graph(a, b)))
+functional.unsupported_reasons = lambda inputs: []  # as where CUDA kernels were compiled
 dtypes(False)
 dtypes(True)
 """

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-
-from ... import _spec
+from ... import _spec, functional
 from ._sites import Site
 from ._values import tensor_of
 
@@ -16,23 +14,30 @@ Fuse = Literal["auto", "all"]
 def objection(site: Site, inner: str | None, fuse: Fuse) -> str | None:
     """Why a site is better left alone; None: it is not.
 
-    Inductor makes one kernel of pointwise code and gathers, so it fuses the forward of a sum by
-    itself. It does not fuse a concatenation into the kernels that compute its maps, it computes
-    every tap of every element anew, and the backward of every interpolation becomes scatters with
-    atomics. So with ``fuse="auto"`` it keeps what ``benchmarks/results`` does not show it to be
-    slower at: sums of maps that are upsampled by ``nearest``, two of them or channels_last, where
-    no gradient is asked for; sums with factors per pixel; training with pooled maps. Other
-    compilers fuse nothing.
+    With ``fuse="auto"``, three kinds of sites are.
 
-    An interpolation without a partner moves the same bytes either way. The operator is there for
-    its backward, which gathers instead of scattering, and for CUDA autocast, where PyTorch's would
-    run and write in float32.
+    Those without a kernel: in plain PyTorch the operators are slower than what they replace.
+
+    Those that Inductor is as fast at. It makes one kernel of pointwise code and gathers, so it
+    fuses the forward of a sum by itself. But it does not fuse a concatenation into the kernels that
+    compute its maps, computes every tap of every element anew, and the backward of every
+    interpolation becomes scatters with atomics. By ``benchmarks/results``, on a CPU, there is
+    little or nothing to gain on it in inference for sums of nearest-neighbour maps, if they are two
+    or lie channels_last; for sums with factors per pixel; in training for sums with pooled maps.
+    Other compilers fuse nothing.
+
+    Interpolations without a partner, in inference: they move the same bytes either way. In training
+    the operator's backward gathers instead of scattering; and under CUDA autocast PyTorch's
+    function would run in float32, and so would all that follows.
     """
     if fuse == "all":
         return None
+    missing = functional.unsupported_reasons([site.value])
+    if missing:
+        return f'{"; ".join(missing)} (fuse="all" fuses it)'
     gradient = site.value.requires_grad
     if site.operator == "resample":
-        if gradient or (site.autocast and site.value.is_cuda):
+        if gradient or site.autocast:
             return None
         return 'it has no partner, and no gradient is asked for (fuse="all" fuses it)'
     if inner != "inductor" or site.operator != "resample_sum":
@@ -47,9 +52,8 @@ def _done_by_inductor(site: Site, gradient: bool) -> str | None:
         return "a sum with factors per pixel"
     if gradient:
         return "training with pooled maps" if any(s.is_pooled for s in site.sources) else None
-    halved = site.autocast and site.value.dtype == torch.float32 and site.value.is_cuda
     modes = {source.mode for source in site.sources if source.is_resampled}
-    if halved or modes != {"nearest"}:
+    if site.autocast or modes != {"nearest"}:
         return None
     if len(site.terms) <= 2:
         return "a sum of two nearest-neighbour maps without gradient"
