@@ -238,6 +238,7 @@ def test_models(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in example.packages:
         require_or_skip(package)
     inputs = doubles(*example.shapes)
+    torch.manual_seed(2)  # a seed that leaves no activation of a single channel zero
     model = example.make().double().eval()
     spy, reports = check(model, inputs, fullgraph=False)
     report = reports[0]
