@@ -1,0 +1,111 @@
+"""Layers for 1, 2 or 3 spatial axes, chosen by their number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+_CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
+    1: nn.Conv1d,
+    2: nn.Conv2d,
+    3: nn.Conv3d,
+}
+_NORMS: dict[int, type[nn.BatchNorm1d] | type[nn.BatchNorm2d] | type[nn.BatchNorm3d]] = {
+    1: nn.BatchNorm1d,
+    2: nn.BatchNorm2d,
+    3: nn.BatchNorm3d,
+}
+_MAX_POOLS: dict[int, type[nn.MaxPool1d] | type[nn.MaxPool2d] | type[nn.MaxPool3d]] = {
+    1: nn.MaxPool1d,
+    2: nn.MaxPool2d,
+    3: nn.MaxPool3d,
+}
+
+
+def check_dims(name: str, dims: int) -> None:
+    """Checks a number of spatial axes."""
+    if dims not in _CONVOLUTIONS:
+        raise ValueError(f"{name}: expected dims to be 1, 2 or 3, got {dims!r}")
+
+
+def check_choice(name: str, argument: str, value: object, choices: Sequence[str]) -> None:
+    """Checks an option that is one of a few names."""
+    if value not in choices:
+        raise ValueError(
+            f"{name}: expected {argument} to be one of {tuple(choices)}, got {value!r}"
+        )
+
+
+def check_maps(name: str, maps: Sequence[Tensor], count: int) -> None:
+    """Checks how many maps a block was called with."""
+    if len(maps) != count:
+        raise ValueError(f"{name}: expected {count} maps, got {len(maps)}")
+
+
+def convolution(
+    dims: int,
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int = 1,
+    *,
+    stride: int = 1,
+    groups: int = 1,
+    bias: bool = True,
+) -> nn.Module:
+    """A convolution whose padding keeps the size at stride 1."""
+    if kernel_size % 2 != 1 or kernel_size < 1:
+        raise ValueError(f"convolution: expected kernel_size to be odd, got {kernel_size}")
+    return _CONVOLUTIONS[dims](
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=stride,
+        padding=kernel_size // 2,
+        groups=groups,
+        bias=bias,
+    )
+
+
+def batch_norm(dims: int, channels: int) -> nn.Module:
+    """Batch normalization."""
+    return _NORMS[dims](channels)
+
+
+def max_pool(dims: int, kernel_size: int = 3, stride: int = 2) -> nn.Module:
+    """Max-pooling with the padding of a convolution of that size."""
+    return _MAX_POOLS[dims](kernel_size, stride, kernel_size // 2)
+
+
+def conv_norm_relu(
+    dims: int,
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int = 3,
+    *,
+    stride: int = 1,
+    relu: bool = True,
+) -> nn.Sequential:
+    """Convolution without bias, batch norm and, unless ``relu=False``, ReLU."""
+    layers = [
+        convolution(dims, in_channels, out_channels, kernel_size, stride=stride, bias=False),
+        batch_norm(dims, out_channels),
+    ]
+    return nn.Sequential(*layers, *([nn.ReLU(inplace=True)] if relu else []))
+
+
+def spatial_mean(x: Tensor) -> Tensor:
+    """``[N, C]``: the mean over all spatial axes of ``[N, C, *spatial]``."""
+    return x.flatten(2).mean(2)
+
+
+def initialize(module: nn.Module) -> None:
+    """Kaiming's weights for convolutions (He et al. 2015), as torchvision's ResNet has them.
+
+    Batch norms start as ones and zeros by themselves.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

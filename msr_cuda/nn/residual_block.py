@@ -1,0 +1,99 @@
+"""The residual blocks of ResNets, in 1-D, 2-D and 3-D.
+
+Example::
+
+    >>> block = msr_cuda.nn.BasicBlock(8, 16, stride=2, dims=1)
+    >>> block(torch.rand(2, 8, 41)).shape
+    torch.Size([2, 16, 21])
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from ._layers import batch_norm, check_dims, conv_norm_relu, convolution
+
+
+class _ResidualBlock(nn.Module):
+    #: Channels of the result, in multiples of ``channels``.
+    expansion: ClassVar[int]
+
+    def __init__(self, in_channels: int, channels: int, stride: int, dims: int) -> None:
+        super().__init__()
+        check_dims(type(self).__name__, dims)
+        out_channels = channels * self.expansion
+        self.downsample: nn.Module | None = None
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = conv_norm_relu(
+                dims, in_channels, out_channels, 1, stride=stride, relu=False
+            )
+        self.relu = nn.ReLU(inplace=True)
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        return x if self.downsample is None else self.downsample(x)
+
+
+class BasicBlock(_ResidualBlock):
+    r"""``relu(x + BN(conv3(relu(BN(conv3(x))))))``, for ResNet-18 and -34.
+
+    The names of the parameters are torchvision's and timm's.
+
+    Args:
+        in_channels: of the input.
+        channels: of the result.
+        stride: of the first convolution, and of the shortcut's.
+        dims: number of spatial axes.
+
+    Source: He et al. 2016, "Deep Residual Learning for Image Recognition", figure 5, left.
+    """
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, channels: int, *, stride: int = 1, dims: int = 2) -> None:
+        super().__init__(in_channels, channels, stride, dims)
+        self.conv1 = convolution(dims, in_channels, channels, 3, stride=stride, bias=False)
+        self.bn1 = batch_norm(dims, channels)
+        self.conv2 = convolution(dims, channels, channels, 3, bias=False)
+        self.bn2 = batch_norm(dims, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        result: Tensor = self.relu(y + self.shortcut(x))
+        return result
+
+
+class Bottleneck(_ResidualBlock):
+    r"""``relu(x + BN(conv1(relu(BN(conv3(relu(BN(conv1(x)))))))))``, for ResNet-50.
+
+    The names of the parameters are torchvision's and timm's; so is the stride in the 3×3
+    convolution ("ResNet v1.5").
+
+    Args:
+        in_channels: of the input.
+        channels: of the 3×3 convolution; the result has four times as many.
+        stride: of the 3×3 convolution, and of the shortcut's.
+        dims: number of spatial axes.
+
+    Source: He et al. 2016, "Deep Residual Learning for Image Recognition", figure 5, right.
+    """
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, channels: int, *, stride: int = 1, dims: int = 2) -> None:
+        super().__init__(in_channels, channels, stride, dims)
+        self.conv1 = convolution(dims, in_channels, channels, bias=False)
+        self.bn1 = batch_norm(dims, channels)
+        self.conv2 = convolution(dims, channels, channels, 3, stride=stride, bias=False)
+        self.bn2 = batch_norm(dims, channels)
+        self.conv3 = convolution(dims, channels, channels * self.expansion, bias=False)
+        self.bn3 = batch_norm(dims, channels * self.expansion)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        result: Tensor = self.relu(y + self.shortcut(x))
+        return result
