@@ -185,7 +185,7 @@ def test_attention_per_image() -> None:
 
 
 def test_attention_per_channel() -> None:
-    """Li et al. 2019 (SKNet), equations 2 to 6, without the batch norm."""
+    """Li et al. 2019 (SKNet), equations 1 to 6, without the batch norm."""
     x = maps((2, 4, 9, 7), (2, 4, 9, 7))
     block = randomized(ScaleAttention(4, 2, per="channel", hidden=5))
     fused = x[0] + x[1]

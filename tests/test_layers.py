@@ -34,6 +34,7 @@ ALLOWED = {
     },
     "functional": {"_dispatch", "_losses", "_plans", "_spec", "_validate", "autograd", "reference"},
     "nn": {"functional"},
+    "models": {"functional", "nn"},
     "swap": {"_pool", "_spec", "functional", "nn", "testing"},
     "testing": {"_pool", "_spec", "reference"},
     "__init__": {"_info", "_pool", "_version", "functional", "nn", "swap"},
