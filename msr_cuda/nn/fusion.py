@@ -29,8 +29,8 @@ class ResidualFusion(nn.Module):
     .. math:: y = \mathrm{act}\Bigl(\sum_i w_i \, R_i(P_i x_i)\Bigr)
 
     :math:`P_i` is a 1×1 convolution where the map has another number of channels than the result,
-    else the identity. It runs at the map's own size, before the resampling: for linear modes and
-    without a bias the two commute, and there it costs least.
+    else the identity. It runs at the map's own size, before the resampling: the two commute, for
+    resampling is linear and keeps constants, and coarse maps have fewer positions to convolve.
 
     Args:
         in_channels: channels of each map; the first gives the size of the result.
