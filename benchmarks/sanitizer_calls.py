@@ -93,6 +93,35 @@ def into_memory(device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
     return [msr_cuda.resample(buffer, (4, 5), mode="area", impl="kernel")], [buffer]
 
 
+def losses(
+    device: torch.device, dtype: torch.dtype, mode: str
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Losses of upsampled logits, and a decision."""
+    logits = torch.randn(2, 19, 6, 9, device=device, dtype=dtype, requires_grad=True)
+    size = (23, 18)
+    labels = torch.randint(0, 19, (2, *size), device=device)
+    mask = torch.rand(2, 19, *size, device=device)
+    outputs = [
+        msr_cuda.resample_cross_entropy(
+            logits, target, mode=mode, weight=torch.rand(19, device=device),
+            label_smoothing=smoothing, reduction=reduction, impl="kernel",
+        )
+        for target, smoothing, reduction in (
+            (labels, 0.0, "mean"), (labels.to(torch.uint8), 0.1, "none"), (mask, 0.1, "sum"),
+        )
+    ]  # fmt: skip
+    for target, reduction in ((mask, "mean"), (mask < 0.5, "none")):
+        outputs.append(
+            msr_cuda.resample_binary_cross_entropy_with_logits(
+                logits, target, mode=mode, pos_weight=mask + 0.5, reduction=reduction,
+                impl="kernel",
+            )
+        )  # fmt: skip
+    decided = msr_cuda.resample_argmax(logits, size, mode=mode, return_max=True, impl="kernel")
+    assert bool((decided[1] > 0).all())
+    return outputs, [logits]
+
+
 def has_kernel(call: Callable[[], None]) -> bool:
     """Makes a call; False if it is refused because there is no kernel for it."""
     try:
@@ -122,6 +151,9 @@ def calls(device: torch.device) -> dict[str, Callable[[], None]]:
 
     for several in (pyramid, sums_in_one_call, into_memory):
         add(several.__name__, partial(several, device))
+    for name, dtype in DTYPES.items():
+        for mode in ("nearest", "bilinear", "area"):
+            add(f"losses {mode} {name}", partial(losses, device, dtype, mode))
     for case in operator_cases():
         for name in ("float32", "float16"):
             add(f"case {case.name} {name}", partial(of_case, case, DTYPES[name]))

@@ -13,6 +13,7 @@ from ._info import info
 from ._pool import Pool
 from ._version import __version__
 from .functional import (
+    check_errors,
     resample,
     resample_argmax,
     resample_binary_cross_entropy_with_logits,
@@ -28,6 +29,7 @@ from .swap import fuse, fused, unfuse, verify
 __all__ = [
     "Pool",
     "__version__",
+    "check_errors",
     "fuse",
     "fused",
     "info",

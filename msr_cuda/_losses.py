@@ -24,10 +24,10 @@ def resample_cross_entropy(
 ) -> Tensor:
     r"""Cross entropy of logits that are resampled to the size of the target.
 
-    Equivalent to ``cross_entropy(interpolate(logits, size), target)`` in float32. On the CPU's
-    kernels the upsampled logits are never written: a forward pass keeps one number per pixel, the
-    log-sum-exp, and the backward makes the logits again, row by row. Differentiable once, in the
-    logits. On CUDA, and for targets that need a gradient, the upsampled logits are materialised.
+    Equivalent to ``cross_entropy(interpolate(logits, size), target)`` in float32. On kernels the
+    upsampled logits are never written: a forward pass keeps one number per pixel, the log-sum-exp,
+    and the backward makes the logits again. Differentiable once, in the logits. For targets that
+    need a gradient the upsampled logits are materialised.
 
     Args:
         logits (Tensor[N, C, *spatial]): scores of C classes, before softmax.
@@ -45,8 +45,10 @@ def resample_cross_entropy(
         logits), also for half logits.
 
     Raises:
-        ValueError, TypeError, RuntimeError: as :func:`resample`. RuntimeError: on the CPU, a class
-        index out of range.
+        ValueError, TypeError, RuntimeError: as :func:`resample`. RuntimeError: a class index out
+        of range. On CUDA nothing waits for the kernel, so it makes the loss NaN (and the gradient
+        of the logits that its pixel reads), and the error is raised by a later call, or by
+        :func:`check_errors`.
 
     Source: :func:`torch.nn.functional.cross_entropy`; the gradient of a pixel's class c is
     ``p_c sum_k t_k w_k - t_c w_c`` for probabilities t, weights w and the softmax p of the logits.
@@ -57,7 +59,7 @@ def resample_cross_entropy(
     _validate.check_classes(name, logits, target, weight, ignore_index, label_smoothing)
     _validate.check_reduction(name, reduction)
     planned = _plan(name, logits, size, mode, align_corners)
-    if _dispatch.reasons_for_reference(name, impl, [logits], _reasons(logits, target)):
+    if _dispatch.reasons_for_reference(name, impl, [logits], _reasons(target)):
         resampled = _resampled(planned, logits, impl)
         return reference.cross_entropy(
             resampled, target, weight, ignore_index, label_smoothing, reduction
@@ -83,9 +85,8 @@ def resample_binary_cross_entropy_with_logits(
     r"""Binary cross entropy of logits that are resampled to the size of the target.
 
     Equivalent to ``binary_cross_entropy_with_logits(interpolate(logits, size), target)`` in
-    float32. On the CPU's kernels the upsampled logits are never written, and the backward makes
-    them again, row by row; differentiable once, in the logits. On CUDA, and for targets that need a
-    gradient, they are materialised.
+    float32. On kernels the upsampled logits are never written, and the backward makes them again;
+    differentiable once, in the logits. For targets that need a gradient they are materialised.
 
     Args:
         logits (Tensor[N, C, *spatial]): scores before the sigmoid.
@@ -113,7 +114,7 @@ def resample_binary_cross_entropy_with_logits(
         if value is not None:
             _validate.check_factor(name, argument, value, logits, size)
     planned = _plan(name, logits, size, mode, align_corners)
-    if _dispatch.reasons_for_reference(name, impl, [logits], _reasons(logits, target)):
+    if _dispatch.reasons_for_reference(name, impl, [logits], _reasons(target)):
         resampled = _resampled(planned, logits, impl)
         return reference.binary_cross_entropy_with_logits(
             resampled, target, weight, pos_weight, reduction
@@ -142,8 +143,8 @@ def resample_argmax(
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""The class with the largest logit after resampling, for every pixel.
 
-    Equivalent to ``interpolate(logits, size).argmax(1)`` in float32. On the CPU's kernels the
-    upsampled logits are never written; on CUDA they are materialised. Not differentiable.
+    Equivalent to ``interpolate(logits, size).argmax(1)`` in float32. On kernels the upsampled
+    logits are never written. Not differentiable.
 
     Args:
         logits (Tensor[N, C, *spatial]): scores of C classes.
@@ -164,7 +165,7 @@ def resample_argmax(
     _validate.check_argmax(name, logits, dtype)
     planned = _plan(name, logits, size, mode, align_corners)
     with torch.no_grad():
-        if _dispatch.reasons_for_reference(name, impl, [logits], _reasons(logits)):
+        if _dispatch.reasons_for_reference(name, impl, [logits]):
             resampled = _resampled(planned, logits, impl)
             index, probability = reference.argmax(resampled, dtype)
         else:
@@ -173,6 +174,30 @@ def resample_argmax(
                 logits.detach(), planned.plan.size, planned.plan.spec, number, return_max
             )
     return (index, probability) if return_max else index
+
+
+def check_errors(device: torch.device | str | int | None = None) -> None:
+    """Raises what a CUDA kernel met and could not raise: a target that is no class.
+
+    Kernels of :func:`resample_cross_entropy` run on while Python goes on, so a class index out of
+    range can only be told afterwards. This waits for all work on the device, then raises if there
+    was one since the last time; the next cross entropy on that device does so without waiting, if
+    the kernel has run by then. Where there are no CUDA kernels, it does nothing: those of the CPU
+    raise at once.
+
+    Args:
+        device: a CUDA device; None: the current one.
+
+    Raises:
+        RuntimeError: it names the index. ValueError: ``device`` is no CUDA device.
+    """
+    if device is not None and torch.device(device).type != "cuda":
+        raise ValueError(f"check_errors: expected a CUDA device, got {device}")
+    if _ops.check_targets is None or not torch.cuda.is_initialized():
+        return
+    torch.cuda.synchronize(device)
+    index = torch.cuda.current_device() if device is None else torch.device(device).index
+    _ops.check_targets(torch.cuda.current_device() if index is None else index)
 
 
 def _accumulation_dtype(logits: Tensor) -> torch.dtype:
@@ -189,14 +214,9 @@ def _plan(
     )
 
 
-def _reasons(logits: Tensor, target: Tensor | None = None) -> list[str]:
+def _reasons(target: Tensor) -> list[str]:
     """Why there is no kernel that spares the upsampled logits."""
-    reasons = []
-    if logits.is_cuda:
-        reasons.append("there is no CUDA kernel that spares the upsampled logits")
-    if target is not None and target.requires_grad:
-        reasons.append("the target requires a gradient")
-    return reasons
+    return ["the target requires a gradient"] if target.requires_grad else []
 
 
 def _resampled(planned: _plans.Planned, logits: Tensor, impl: Impl) -> Tensor:

@@ -5,7 +5,8 @@ adjoint (one map to many: their backward). They know nothing of autograd. The ``
 take the rarer arguments, ``.extended`` all of them, ``gather.out`` writes into a given map. Outside
 of graphs ``gather.one`` (of one map), ``.packed`` and ``.saving`` (with a mask) are what ``gather``
 and ``gather.full`` are, in half the time of a call.
-The cross entropies and ``argmax`` are of resampled logits, which are never written.
+The cross entropies and ``argmax`` are of resampled logits, which are never written;
+``check_targets`` raises what their CUDA kernels met (None where there are none).
 ``csrc/ops/library.cpp`` has the schemas, :mod:`msr_cuda._spec` the packed integers.
 """
 
@@ -36,6 +37,7 @@ cross_entropy_backward: Any = None
 binary_cross_entropy: Any = None
 binary_cross_entropy_backward: Any = None
 argmax: Any = None
+check_targets: Any = None
 taps: Any = None
 
 
@@ -300,6 +302,8 @@ if _extension.LOADED:
     binary_cross_entropy = torch.ops.msr_cuda.binary_cross_entropy.default
     binary_cross_entropy_backward = torch.ops.msr_cuda.binary_cross_entropy_backward.default
     argmax = torch.ops.msr_cuda.argmax.default
+    if _extension.has_kernels("cuda"):
+        check_targets = torch.ops.msr_cuda.check_targets.default
     taps = torch.ops.msr_cuda.taps.default
     torch.library.register_fake("msr_cuda::gather", _fake_gather)
     torch.library.register_fake("msr_cuda::gather.one", _fake_gather_one)

@@ -15,6 +15,7 @@ from torch import Tensor
 from . import _dispatch, _plans, _spec, _validate, autograd, reference
 from ._dispatch import Impl, unsupported_reasons
 from ._losses import (
+    check_errors,
     resample_argmax,
     resample_binary_cross_entropy_with_logits,
     resample_cross_entropy,
@@ -27,6 +28,7 @@ __all__ = [
     "Observation",
     "ScaleFactor",
     "Size",
+    "check_errors",
     "observers",
     "resample",
     "resample_argmax",

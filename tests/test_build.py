@@ -130,14 +130,20 @@ def test_binary_is_of_this_version():
 @pytest.mark.parametrize("key", ["CPU", "CUDA", "CompositeExplicitAutograd"])
 def test_info_agrees_with_the_registrations_in_the_sources(key):
     """What the sources register is what the dispatcher of the loaded binary reports."""
+    bindings = (ROOT / "csrc/ops/bindings.h").read_text()
+    functions = re.findall(r"void (register_\w+)\(Library& m\) \{(.*?)\n\}", bindings, re.DOTALL)
+    shared = {name: re.findall(r'm\.impl\("([\w.]+)"', body) for name, body in functions}
+    assert shared
     registered = set()
     for path in ROOT.glob("csrc/ops/*.cpp"):
+        if path.stem.endswith("_cuda") and not _extension.has_kernels("cuda"):
+            continue
         blocks = re.split(r"STABLE_TORCH_LIBRARY_IMPL\(msr_cuda, (\w+), m\)", path.read_text())
         for block_key, block in zip(blocks[1::2], blocks[2::2], strict=True):
             if block_key == key:
                 registered |= set(re.findall(r'm\.impl\(\s*"([\w.]+)"', block))
-    if key == "CUDA" and not _extension.has_kernels("cuda"):
-        registered = set()
+                for name in re.findall(r"msr::(register_\w+)<", block):
+                    registered |= set(shared[name])
     kernels = _info.info()["kernels"]
     assert {name for name, keys in kernels.items() if key in keys} >= registered
     schemas = re.findall(r'm\.def\(\s*"([\w.]+)\(', (ROOT / "csrc/ops/library.cpp").read_text())

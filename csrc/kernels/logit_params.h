@@ -27,6 +27,13 @@ struct Target {
   DType dtype;  // of probabilities
 };
 
+// What a kernel leaves for the host to find, in memory that both see: that a target was neither a
+// class nor ignored, and the last one that was not.
+struct BadTarget {
+  int64_t index;
+  int64_t seen;  // 0 or 1
+};
+
 // With v the resampled logits, p their softmax over the C classes, w the classes' weights and e the
 // label smoothing, the loss of a pixel of class t is
 //   (1 - e) w_t (lse(v) - v_t) + e / C sum_c w_c (lse(v) - v_c)
@@ -42,6 +49,7 @@ struct CrossEntropyParams {
   void* lse;   // log-sum-exp [N, D, H, W]
   // Of probabilities: sum_c w_c ((1 - e) q_c + e / C), [N, D, H, W].
   void* target_sums;
+  BadTarget* bad_target;  // of GPUs; or null
 };
 
 struct CrossEntropyBackwardParams {

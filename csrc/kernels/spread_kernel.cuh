@@ -5,6 +5,7 @@
 // the fallback from, every faster path.
 #pragma once
 
+#include "block_sum.cuh"
 #include "branch_taps.cuh"
 #include "cuda_compat.h"
 #include "launch.h"
@@ -157,20 +158,6 @@ class SpreadElement {
   const AxisTaps<acc_t, true> depth_, rows_, columns_;
 };
 
-// The sum of `value` over the block, by a fixed tree; every thread of the block calls it, and gets
-// the sum.
-__device__ inline double block_sum(double* parts, double value) {
-  parts[threadIdx.x] = value;
-  __syncthreads();
-  for (int half = kSpreadThreads / 2; half > 0; half /= 2) {
-    if (static_cast<int>(threadIdx.x) < half) parts[threadIdx.x] += parts[threadIdx.x + half];
-    __syncthreads();
-  }
-  const double sum = parts[0];
-  __syncthreads();  // it may be called again
-  return sum;
-}
-
 // A range of images.
 struct Images {
   int64_t begin, end;
@@ -210,9 +197,9 @@ __global__ void __launch_bounds__(kSpreadThreads, blocks_at_once<acc_t>())
   const Position p = position_of(params.branches[b].map, rest / blocks.summers[b] / images);
   const Images n = images_of(params, blocks, b, p, image);
   const SpreadElement<acc_t> element(params, tables, b, p);
-  const double sum =
-      block_sum(parts, element.share(n.begin, n.end, summer * kSpreadThreads + threadIdx.x,
-                                     blocks.summers[b] * kSpreadThreads));
+  const double sum = block_sum<kSpreadThreads>(
+      parts, element.share(n.begin, n.end, summer * kSpreadThreads + threadIdx.x,
+                           blocks.summers[b] * kSpreadThreads));
   if (threadIdx.x == 0) blocks.sums[blockIdx.x] = sum;
 }
 
@@ -263,7 +250,7 @@ __global__ void __launch_bounds__(kSpreadThreads, blocks_at_once<acc_t>())
           weight_of<acc_t>(params.weights, b, n.begin, p.c + branch.channel_begin) * unweighted;
       const double product = active ? input * static_cast<double>(unweighted) : 0.0;
       if (dots && images > 1) {
-        const double sum = block_sum(parts, product);
+        const double sum = block_sum<kSpreadThreads>(parts, product);
         if (threadIdx.x == 0) own_parts[k] = sum;
       } else {
         dot += product;
@@ -272,7 +259,7 @@ __global__ void __launch_bounds__(kSpreadThreads, blocks_at_once<acc_t>())
     if (active && map.data) store<acc_t>(map.data, map.dtype, offset, value);
   }
   if (!dots || images > 1) return;  // the same for every thread of the block
-  dot = block_sum(parts, dot);
+  dot = block_sum<kSpreadThreads>(parts, dot);
   if (threadIdx.x == 0) own_parts[0] = dot;
 }
 
@@ -302,7 +289,7 @@ __global__ void __launch_bounds__(kSpreadThreads)
   double sum = 0;
   for (int64_t i = threadIdx.x; has_parts && i < blocks.chunks[b]; i += kSpreadThreads)
     sum += params.partial_dots[first + i * images];
-  sum = block_sum(parts, sum);
+  sum = block_sum<kSpreadThreads>(parts, sum);
   if (threadIdx.x == 0) dots[blockIdx.x] = static_cast<acc_t>(sum);
 }
 

@@ -1,4 +1,5 @@
-// Tables of windows on the GPU: which axes of a call have one, and where it lies in the workspace.
+// Tables of taps on the GPU: which axes of a call have one, and where it lies in the workspace.
+// Gathers and spreads have them for windows; kernels that read the same taps very often, for all.
 //
 // A kernel fills them before each call (window_tables_kernel.cuh), on the call's own stream:
 // nothing is copied from the host, nothing is kept from call to call, so a CUDA graph captures it
@@ -44,6 +45,18 @@ inline bool has_table(const Axis& axis) {
 struct WindowPlan {
   WindowTables tables;  // without a workspace
   int64_t bytes;        // that they need of one
+
+  // Sets the table of an axis. readers: whether it lists those of each source, too.
+  void add(WindowTable& table, const Axis& axis, bool readers, bool acc_is_double) {
+    const int32_t width = is_windowed(axis.rule) ? widest_window(axis)
+                          : is_linear(axis.rule) ? 2
+                                                 : 1;
+    table = {bytes, width, readers};
+    const int64_t ranges = int64_t{axis.out_size} + (readers ? axis.in_size : 0);
+    const int64_t weights = int64_t{axis.out_size} * width;
+    const int64_t used = ranges * int64_t{sizeof(Range)} + weights * (acc_is_double ? 8 : 4);
+    bytes += ceil_div(used, 16) * 16;
+  }
 };
 
 // adjoint: whether the kernel reads against the direction of the axes, as a spread does.
@@ -55,12 +68,7 @@ inline WindowPlan plan_windows(const Branch* branches, int32_t count, bool adjoi
     for (int i = 0; i < kSpatialDims; ++i) {
       const Axis& axis = branches[b].axis[i];
       if (!has_table(axis)) continue;
-      WindowTable& table = plan.tables.table[b][i];
-      table = {plan.bytes, widest_window(axis), axis.transposed != adjoint};
-      const int64_t ranges = int64_t{axis.out_size} + (table.readers ? axis.in_size : 0);
-      const int64_t weights = int64_t{axis.out_size} * table.width;
-      const int64_t bytes = ranges * int64_t{sizeof(Range)} + weights * (acc_is_double ? 8 : 4);
-      plan.bytes += ceil_div(bytes, 16) * 16;
+      plan.add(plan.tables.table[b][i], axis, axis.transposed != adjoint, acc_is_double);
     }
   }
   return plan;

@@ -1,5 +1,5 @@
-// Fills the tables of windows of one call: a warp for each row of weights, a thread for each
-// source.
+// Fills the tables of one call: a warp for each row of weights (of two taps at most, a thread), a
+// thread for each source.
 #pragma once
 
 #include "cuda_compat.h"
@@ -57,12 +57,31 @@ __device__ int32_t first_behind(const Axis& axis, int32_t s, Bound bound) {
   return low;
 }
 
+// The same of rules of at most two taps.
+template <typename acc_t>
+__device__ void write_pairs(const Axis& axis, const WindowTable& table, Range* windows,
+                            Range* readers, acc_t* weights) {
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kTableThreads + threadIdx.x;
+  const int64_t step = int64_t{gridDim.x} * kTableThreads;
+  for (int64_t i = first; i < axis.out_size; i += step) {
+    const auto d = static_cast<int32_t>(i);
+    const Range range = support(axis, d);
+    windows[i] = range;
+    for (int32_t s = range.begin; s < range.end; ++s)
+      weights[i * table.width + s - range.begin] = weight<acc_t>(axis, d, s);
+  }
+  for (int64_t i = first; table.readers && i < axis.in_size; i += step)
+    readers[i] = adjoint_support(axis, static_cast<int32_t>(i));
+}
+
 template <typename acc_t>
 __global__ void __launch_bounds__(kTableThreads) window_tables_kernel(WindowJobs jobs) {
   const Axis axis = jobs.axis[blockIdx.y];
   const WindowTable table = jobs.table[blockIdx.y];
   Range* const windows = jobs.tables.windows(table);
   acc_t* const weights = jobs.tables.weights<acc_t>(table, axis);
+  Range* const readers = jobs.tables.readers(table, axis);
+  if (!is_windowed(axis.rule)) return write_pairs(axis, table, windows, readers, weights);
   const Warp warp;
   constexpr int kWarps = kTableThreads / 32;
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
@@ -72,7 +91,6 @@ __global__ void __launch_bounds__(kTableThreads) window_tables_kernel(WindowJobs
     write_weights(axis, window, warp, weights + d * table.width);
   }
   if (!table.readers) return;
-  Range* const readers = jobs.tables.readers(table, axis);
   const int64_t first_source = static_cast<int64_t>(blockIdx.x) * kTableThreads + threadIdx.x;
   for (int64_t i = first_source; i < axis.in_size; i += int64_t{gridDim.x} * kTableThreads) {
     const auto s = static_cast<int32_t>(i);

@@ -112,6 +112,8 @@ STABLE_TORCH_LIBRARY(msr_cuda, m) {
   m.def(
       "argmax(Tensor logits, SymInt[] size, int spec, int index_type, bool with_probability)"
       " -> (Tensor index, Tensor probability)");
+  // Raises what CUDA kernels met that have run; only a binary that has them implements it.
+  m.def("check_targets(int device) -> ()");
   m.def(
       "taps(int mode, int in_size, int out_size, float scale_factor, bool adjoint, bool single)"
       " -> (Tensor first, Tensor count, Tensor weights)");

@@ -22,7 +22,8 @@ inline LogitParams logit_params(const char* op, const Tensor& logits,
   STD_TORCH_CHECK(rank >= 1 && rank <= kSpatialDims, op, ": expected 1 to 3 spatial axes, got ",
                   rank);
   const Spec spec = unpack_spec(op, bits, 1);
-  STD_TORCH_CHECK(!is_pool(spec.modes[0]), op, ": expected no pool");
+  STD_TORCH_CHECK(!is_pool(spec.modes[0]) && !spec.transposed, op,
+                  ": expected a resampling, no pool and no adjoint");
   acc_is_double = logits.scalar_type() == ScalarType::Double;
   Branch branch{};
   branch.map = map_of(op, logits, rank);

@@ -1,4 +1,4 @@
-"""Losses of resampled logits, whose backward makes them again, row by row."""
+"""Losses of resampled logits, whose backward makes them again."""
 
 from __future__ import annotations
 

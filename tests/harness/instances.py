@@ -23,6 +23,14 @@ COVERED_BY = {
     "reduce_aligned_kernel": "test_reduce_on_cpu.py",
     "reduce_planar_kernel": "test_reduce_on_cpu.py",
     "reduce_channels_last_kernel": "test_reduce_on_cpu.py",
+    "cross_entropy_kernel": "test_losses_on_cpu.py",
+    "cross_entropy_backward_kernel": "test_losses_on_cpu.py",
+    "cross_entropy_strips_kernel": "test_losses_on_cpu.py",
+    "binary_cross_entropy_strips_kernel": "test_losses_on_cpu.py",
+    "binary_cross_entropy_kernel": "test_losses_on_cpu.py",
+    "binary_cross_entropy_backward_kernel": "test_losses_on_cpu.py",
+    "argmax_kernel": "test_losses_on_cpu.py",
+    "loss_totals_kernel": "test_losses_on_cpu.py",
 }
 
 

@@ -4,9 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -15,36 +13,10 @@
 #include "../../csrc/kernels/select_kernel.h"
 #include "../../csrc/kernels/spread_plan.h"
 #include "../../csrc/kernels/tap_lists.h"
+#include "kernel_arguments.h"
 
 namespace msr::harness {
 namespace {
-
-Map map_of(const ArrayView& array) {
-  if (array.rank < 3 || array.rank > kDims)
-    throw std::invalid_argument("expected a map of 3 to 5 dimensions");
-  Map map;
-  int64_t size[kDims] = {array.size[0], array.size[1], 1, 1, 1};
-  int64_t stride[kDims] = {array.stride[0], array.stride[1], 0, 0, 0};
-  for (int i = 2; i < array.rank; ++i) {
-    size[kDims - array.rank + i] = array.size[i];
-    stride[kDims - array.rank + i] = array.stride[i];
-  }
-  set_sizes(map, size);
-  for (int i = 0; i < kDims; ++i) map.stride[i] = stride[i];
-  map.data = array.data;
-  map.dtype = static_cast<DType>(array.type);
-  map.channels_last = false;
-  return map;
-}
-
-int integer_or_zero(const Arguments& a, const std::string& name) {
-  return a.has(name) ? a.integer(name) : 0;
-}
-
-template <class T>
-T* data_or_null(const Arguments& a, const std::string& name) {
-  return a.has(name) ? a.array(name).as<T>() : nullptr;
-}
 
 Axis axis_of(Mode mode, int32_t in, int32_t out, double scale, const int64_t* window) {
   if (!is_pool(mode)) return make_axis(mode, in, out, scale);
@@ -102,32 +74,6 @@ PixelWeights pixel_weights_of(const Arguments& a) {
   return {array.data, static_cast<int32_t>(array.size[1]),
           array.size[0] > 1 ? array.size[1] * array.size[2] : 0, array.size[2]};
 }
-
-void check(const char* error) {
-  if (error) throw std::runtime_error(error);
-}
-
-// Device memory for a call: as much as it asked for and not a byte more, poisoned.
-class Workspace {
- public:
-  explicit Workspace(int64_t bytes)
-      : memory_(bytes > 0 ? std::malloc(static_cast<size_t>(bytes)) : nullptr, std::free) {
-    if (memory_) std::memset(memory_.get(), 0xff, static_cast<size_t>(bytes));
-  }
-  // "workspace": bytes that outlive the call, for those who look at what was launched; or absent.
-  Workspace(const Arguments& a, int64_t bytes) : Workspace(a.has("workspace") ? 0 : bytes) {
-    if (!a.has("workspace")) return;
-    const ArrayView& given = a.array("workspace");
-    if (given.numel() * given.element_bytes < bytes)
-      throw std::invalid_argument("expected a workspace of " + std::to_string(bytes) + " bytes");
-    given_ = given.data;
-  }
-  void* data() const { return given_ ? given_ : memory_.get(); }
-
- private:
-  std::unique_ptr<void, void (*)(void*)> memory_;
-  void* given_ = nullptr;
-};
 
 int64_t mask_bytes(const Map& map) { return 4 * ceil_div(numel(map), 32); }
 

@@ -6,7 +6,9 @@
 
 namespace msr::harness {
 
-// Those of msr_cuda's kernels.
+// Those of msr_cuda's kernels: of maps,
 const std::vector<Launcher>& msr_launchers();
+// and of losses and decisions of resampled logits.
+const std::vector<Launcher>& loss_launchers();
 
 }  // namespace msr::harness
