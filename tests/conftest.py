@@ -15,6 +15,7 @@ import torch
 from msr_cuda import _extension
 
 pytest_plugins = ["support"]
+pytest.register_assert_rewrite("swap_checks")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "examples")]

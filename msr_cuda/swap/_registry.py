@@ -179,7 +179,9 @@ def load_recipes(library: str | None = None) -> None:
             if name in _unusable:
                 continue
             try:
-                importlib.import_module(name)
+                module = importlib.import_module(name)
+                if hasattr(module, "REWRITES"):
+                    module.REWRITES.load()  # more of the library may have been imported by now
             except ImportError as error:
                 _unusable.add(name)
                 warnings.warn(

@@ -31,6 +31,11 @@ def fingerprint(function: Callable[..., Any]) -> str:
     return hashlib.sha256(_serialize(tree).encode()).hexdigest()[:16]
 
 
+def same_code(first: object, second: object) -> bool:
+    """Whether two syntax trees, or lists of them, do the same."""
+    return _serialize(first) == _serialize(second)
+
+
 def _serialize(node: object) -> str:
     """As ``ast.dump``, but without what versions of Python print differently."""
     if isinstance(node, list):

@@ -1,0 +1,140 @@
+"""Finds the resampling of any model, swapped or not, by watching the calls of PyTorch's functions.
+
+It knows nothing of recipes: what it counts before and after a swap is what the report has to
+explain.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from msr_cuda import functional
+
+#: Functions whose result still is the map, perhaps in another dtype or memory.
+_SAME_MAP = {"to", "float", "half", "double", "bfloat16", "clone", "contiguous", "detach", "type"}
+_SAME_MAP |= {"dropout", "dropout2d", "dropout3d", "type_as", "identity"}
+#: Functions of several maps, and of one map in place.
+_FUSE = {"add", "mul", "cat", "concat", "stack", "sub", "lerp", "addcmul"}
+_RESAMPLE = {"interpolate", "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool2d", "avg_pool3d"}
+#: Attributes and numbers are no use of a map.
+_LOOK = {"size", "dim", "numel", "stride", "is_floating_point", "is_contiguous", "get", "len"}
+_OPERATORS = {"iadd": "add", "radd": "add", "imul": "mul", "rmul": "mul", "isub": "sub"}
+
+
+@dataclasses.dataclass
+class Call:
+    """One call of an interpolation or a pooling.
+
+    Attributes:
+        function: its name.
+        module: name of the innermost module that was running, and its class.
+        shape: of the input and of the result.
+        uses: what was done with the result: names of functions.
+    """
+
+    function: str
+    module: str
+    class_name: str
+    shape: tuple[tuple[int, ...], tuple[int, ...]]
+    uses: list[str]
+
+    @property
+    def changes_size(self) -> bool:
+        """An interpolation to the size that a map already has only copies it."""
+        return self.shape[0] != self.shape[1]
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether the result meets other maps before anything else is done with it."""
+        return bool(set(self.uses) & _FUSE)
+
+
+class Tracer(TorchFunctionMode):
+    """Records the calls of a model's forward pass."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+        self._origin: dict[int, Call] = {}
+        self._keep: list[Tensor] = []  # so that no id is used again
+        self._running: list[tuple[str, str]] = [("", type(model).__name__)]
+        self._handles: list[Any] = []
+        for name, module in model.named_modules():
+            self._watch(name, module)
+
+    def _watch(self, name: str, module: nn.Module) -> None:
+        def before(module: nn.Module, args: Any) -> None:
+            self._running.append((name, type(module).__name__))
+
+        def after(module: nn.Module, args: Any, output: Any) -> None:
+            self._running.pop()
+
+        self._handles.append(module.register_forward_pre_hook(before, prepend=True))
+        self._handles.append(module.register_forward_hook(after, always_call=True))
+
+    def __exit__(self, *args: object) -> None:
+        super().__exit__(*args)
+        for handle in self._handles:
+            handle.remove()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        name = getattr(func, "__name__", str(func)).strip("_")
+        name = _OPERATORS.get(name, name)
+        if name in _LOOK:
+            return output
+        results = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        sources = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        self._keep += results
+        for source in sources:
+            call = self._origin.get(id(source))
+            if call is None:
+                continue
+            # With a number it is scaled, and waits for its use.
+            alone = sum(other.dim() > 0 for other in sources) == 1
+            if name in _SAME_MAP or (name in _FUSE and alone and len(results) == 1):
+                self._origin[id(results[0])] = call
+            else:
+                call.uses.append(name)
+        if name in _RESAMPLE and sources and results:
+            module, class_name = self._running[-1]
+            shapes = tuple(sources[0].shape), tuple(results[0].shape)
+            call = Call(name, module, class_name, shapes, [])
+            self.calls.append(call)
+            self._origin[id(results[0])] = call
+        return output
+
+
+@torch.no_grad()
+def trace(model: nn.Module, run: Callable[[], Any]) -> list[Call]:
+    """The interpolations and poolings of ``run()``, which calls the model."""
+    with Tracer(model) as tracer:
+        run()
+    return tracer.calls
+
+
+@torch.no_grad()
+def count_resampled(run: Callable[[], Any]) -> int:
+    """How many maps the fused operators resample in ``run()``."""
+    count = 0
+
+    def observe(observation: functional.Observation) -> None:
+        nonlocal count
+        count += sum(x.shape[2:] != observation.output.shape[2:] for x in observation.inputs)
+
+    functional.observers.append(observe)
+    try:
+        run()
+    finally:
+        functional.observers.remove(observe)
+    return count
