@@ -1,42 +1,43 @@
-"""segmentation_models_pytorch: every model, swapped."""
+"""Every model of segmentation_models_pytorch, swapped."""
 
 from __future__ import annotations
 
 import pytest
-from model_zoo import SMP, names_of
 from swap_checks import (
     check_autocast,
     check_compile,
     check_float64,
     check_sites,
     check_undo,
+    get,
 )
 from swapping import one_thread  # noqa: F401
+from zoo import models
 
-each = pytest.mark.parametrize("name", names_of(SMP))
+each = pytest.mark.parametrize("name", models("smp"))
 
 
 @each
 def test_every_resampling_is_found(name: str) -> None:
-    check_sites(name)
+    check_sites(get("smp", name))
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
 @each
 def test_results_are_the_same_in_float64(name: str, training: bool) -> None:
-    check_float64(name, training=training)
+    check_float64(get("smp", name), training=training)
 
 
 @each
 def test_only_classes_change_and_all_of_it_comes_back(name: str) -> None:
-    check_undo(name)
+    check_undo(get("smp", name))
 
 
 @each
 def test_autocast(name: str) -> None:
-    check_autocast(name)
+    check_autocast(get("smp", name))
 
 
 @each
 def test_compiles(name: str) -> None:
-    check_compile(name)
+    check_compile(get("smp", name))

@@ -37,6 +37,7 @@ class Call:
         module: name of the innermost module that was running, and its class.
         shape: of the input and of the result.
         uses: what was done with the result: names of functions.
+        is_result: it is among what the model returned.
     """
 
     function: str
@@ -44,11 +45,17 @@ class Call:
     class_name: str
     shape: tuple[tuple[int, ...], tuple[int, ...]]
     uses: list[str]
+    is_result: bool = False
 
     @property
     def changes_size(self) -> bool:
         """An interpolation to the size that a map already has only copies it."""
         return self.shape[0] != self.shape[1]
+
+    @property
+    def counts(self) -> bool:
+        """Whether it resamples something that is of use."""
+        return self.changes_size and (self.is_result or bool(self.uses))
 
     @property
     def is_fused(self) -> bool:
@@ -102,6 +109,9 @@ class Tracer(TorchFunctionMode):
                 continue
             # With a number it is scaled, and waits for its use.
             alone = sum(other.dim() > 0 for other in sources) == 1
+            if any(result is source for result in results):
+                # In place: from here on, the map is something else.
+                del self._origin[id(source)]
             if name in _SAME_MAP or (name in _FUSE and alone and len(results) == 1):
                 self._origin[id(results[0])] = call
             else:
@@ -119,7 +129,10 @@ class Tracer(TorchFunctionMode):
 def trace(model: nn.Module, run: Callable[[], Any]) -> list[Call]:
     """The interpolations and poolings of ``run()``, which calls the model."""
     with Tracer(model) as tracer:
-        run()
+        output = run()
+    for leaf in tree_leaves(output):
+        if id(leaf) in tracer._origin:
+            tracer._origin[id(leaf)].is_result = True
     return tracer.calls
 
 

@@ -47,7 +47,8 @@ def fuse(
     Args:
         model: any module; it may itself be one that a recipe knows.
         strict: raise if nothing is fused, or if a module that a recipe knows is left alone for
-            another reason than ``filter``. Nothing has been changed then.
+            another reason than ``filter``, or that it has nothing to fuse with. Nothing has been
+            changed then.
         filter: ``filter(module, name) -> bool``, called for each module that could be fused, with
             its first name in the model; False leaves it alone. Modules that are fused together
             (ultralytics) are asked for one by one, and all of them have to agree.
@@ -209,6 +210,9 @@ class _Survey:
         cls = type(module)
         found = _examine(module, names, self.algebra)
         if found is None:
+            reason = _registry.reason_to_leave(cls)
+            if reason is not None:
+                self.skipped.append(Site(names, describe(cls), None, reason))
             return
         if isinstance(found, Site):
             self.swapped.append(found)

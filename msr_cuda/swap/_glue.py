@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -128,22 +128,19 @@ def pooled_branch(module: nn.Module, x: Tensor) -> Upsampled:
     return Upsampled(x, size, mode="bilinear", align_corners=False)
 
 
-def class_reasons(
-    module: nn.Module, name: str, target: str, fingerprints: Sequence[str]
-) -> list[str]:
-    """Why a child cannot be absorbed; empty: it is exactly of that class, with a known forward.
+def known_reasons(module: nn.Module, name: str, known: Mapping[str, Sequence[str]]) -> list[str]:
+    """Why a child cannot be absorbed; empty: it is of a known class, with a known ``forward``.
 
     Args:
         module: the child, swapped or not.
         name: what to call it.
-        target: ``module:Class``, as recipes name it.
-        fingerprints: of the forward that the recipe knows.
+        known: by name of class, the fingerprints of the ``forward`` that the recipe knows.
     """
     cls = _registry.original_of(type(module)) or type(module)
-    if f"{cls.__module__}:{cls.__qualname__}" != target:
-        return [f"{name} is no {target.replace(':', '.')}, but a {_registry.describe(cls)}"]
-    recipe = _registry.Recipe(cls, cls, frozenset(fingerprints))
-    return _registry.source_reasons(recipe)
+    if cls.__qualname__ not in known:
+        return [f"{name} is no {' or '.join(known)}, but a {_registry.describe(cls)}"]
+    recipe = _registry.Recipe(cls, cls, frozenset(known[cls.__qualname__]))
+    return [f"{name}: {reason}" for reason in _registry.source_reasons(recipe, "the recipe")]
 
 
 def add(*parts: Part, dtype: torch.dtype | None = None) -> Tensor:

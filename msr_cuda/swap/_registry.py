@@ -58,6 +58,7 @@ _algebra: dict[ModuleType, Recipe] = {}
 # remember nothing, so that a copy or a pickle of it can be restored too.
 _originals: dict[ModuleType, ModuleType] = {}
 _subclass_twins: dict[tuple[ModuleType, ModuleType], ModuleType] = {}
+_left: dict[ModuleType, str] = {}
 _unusable: set[str] = set()  # recipes whose import failed
 
 
@@ -189,6 +190,16 @@ def load_recipes(library: str | None = None) -> None:
                 )
 
 
+def leave(target: ModuleType, reason: str) -> None:
+    """Lists modules of a class in reports as left alone; there is nothing in them to fuse."""
+    _left[target] = reason
+
+
+def reason_to_leave(cls: ModuleType) -> str | None:
+    """What :func:`leave` was told."""
+    return _left.get(cls)
+
+
 def recipes(algebra: bool = False) -> list[Recipe]:
     """All that is registered; ``algebra``: those recipes too."""
     return [*(_algebra.values() if algebra else ()), *_recipes.values()]
@@ -273,8 +284,13 @@ def subclass_reasons(recipe: Recipe, cls: ModuleType) -> list[str]:
     return reasons
 
 
-def source_reasons(recipe: Recipe) -> list[str]:
-    """Why the forward of the recipe's target is not one that the recipe was written for."""
+def source_reasons(recipe: Recipe, reader: str = "") -> list[str]:
+    """Why the forward of the recipe's target is not one that the recipe was written for.
+
+    Args:
+        recipe: what is known of the class.
+        reader: what to call what was written for it; empty: the recipe's twin.
+    """
     if not recipe.forward_fingerprints:
         return []
     name = f"{describe(recipe.target)}.forward"
@@ -284,7 +300,8 @@ def source_reasons(recipe: Recipe) -> list[str]:
         return [f"the source of {name} is not available to compare"]
     if found in recipe.forward_fingerprints:
         return []
-    return [f"{name} (fingerprint {found}) is not one that {describe(recipe.twin)} was written for"]
+    reader = reader or describe(recipe.twin)
+    return [f"{name} (fingerprint {found}) is not one that {reader} was written for"]
 
 
 def describe(cls: type) -> str:
@@ -324,6 +341,8 @@ def check_twin(target: ModuleType, twin: object) -> None:
                         f"got {type(value).__name__}"
                     )
             elif hasattr(target, name):
+                if getattr(target, name) is value:
+                    continue  # repeated by an __init_subclass__ of the library
                 raise TypeError(
                     f"register: expected {describe(cls)} to override forward only, got {name}"
                 )

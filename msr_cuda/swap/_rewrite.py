@@ -57,6 +57,7 @@ class Rewrite:
     methods: Mapping[str, Sequence[str]]
     skip_reasons: Callable[[Any], list[str]] | None
     absorbed_modules: Callable[[Any], list[nn.Module]] | None
+    on_made: Callable[[ModuleType], None] | None
 
 
 class Rewrites:
@@ -66,6 +67,7 @@ class Rewrites:
         """``recipes`` is the full name of that file's module, to which the twins belong."""
         self._recipes = recipes
         self._pending: dict[str, Rewrite] = {}
+        self._left: dict[str, str] = {}
 
     def add(
         self,
@@ -77,6 +79,7 @@ class Rewrites:
         methods: Mapping[str, Sequence[str]] | None = None,
         skip_reasons: Callable[[Any], list[str]] | None = None,
         absorbed_modules: Callable[[Any], list[nn.Module]] | None = None,
+        on_made: Callable[[ModuleType], None] | None = None,
     ) -> None:
         """Adds one recipe for classes with the same code.
 
@@ -88,6 +91,7 @@ class Rewrites:
             twin: name of the new class; None: ``Fused`` and that of the target.
             methods: fingerprints of other methods whose work the new statements do.
             skip_reasons, absorbed_modules: as :func:`msr_cuda.swap.register` has them.
+            on_made: called with the twin, where a library has to be told of a class.
         """
         for target in targets:
             module, _, name = target.partition(":")
@@ -96,8 +100,13 @@ class Rewrites:
                 raise ValueError(f"Rewrites.add: expected a new name of a twin, got {label}")
             self._pending[label] = Rewrite(
                 module, name, fingerprints, summary, edits, methods or {}, skip_reasons,
-                absorbed_modules,
+                absorbed_modules, on_made,
             )  # fmt: skip
+
+    def leave(self, *targets: str, reason: str) -> None:
+        """Adds classes (``module:Class``) that reports list as left alone, and why."""
+        for target in targets:
+            self._left[target] = reason
 
     def load(self) -> None:
         """Makes and registers the twins of all classes that are imported by now.
@@ -105,6 +114,13 @@ class Rewrites:
         Warns:
             UserWarning: a module of the library does not have such a class. Once.
         """
+        for target, reason in list(self._left.items()):
+            module, _, name = target.partition(":")
+            if sys.modules.get(module) is not None:
+                del self._left[target]
+                cls = getattr(sys.modules[module], name, None)
+                if cls is not None:
+                    _registry.leave(cls, reason)
         for label, rewrite in list(self._pending.items()):
             if sys.modules.get(rewrite.module) is None:
                 continue
@@ -142,6 +158,8 @@ class Rewrites:
         )
         setattr(recipes, label, twin)
         _registry.register(target, forward_fingerprints=rewrite.fingerprints)(twin)
+        if rewrite.on_made is not None:
+            rewrite.on_made(twin)
         return twin
 
 

@@ -8,5 +8,6 @@ NEEDS = {
     "timm": "timm.models.hrnet",
     "torch": "torch.nn",
     "torchvision": "torchvision.ops",
+    "transformers": "transformers.modeling_utils",
     "ultralytics": "ultralytics.nn.tasks",
 }

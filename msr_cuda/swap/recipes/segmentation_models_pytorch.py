@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ... import functional
 from .._gather import MAX_MAPS, expect_size, mode_reasons
-from .._glue import Upsampled, class_reasons, upsampling_modules, upsampling_reasons
+from .._glue import Upsampled, known_reasons, upsampling_modules, upsampling_reasons
 from .._hooks import has_hooks
 from .._registry import register
 from .._rewrite import Rewrites
@@ -132,9 +132,14 @@ def _merge(block: nn.Module, x: Tensor, skips: list[Tensor]) -> Tensor:
 
 # FPN.
 
-_BLOCK = f"{_DECODERS}.fpn.decoder:SegmentationBlock", ["a57a3bab1cbab8e4"]
-_STEP = f"{_DECODERS}.fpn.decoder:Conv3x3GNReLU", ["dd5ffaa373e996d8"]
-_MERGE = f"{_DECODERS}.fpn.decoder:MergeBlock", ["1b25263161457911"]
+#: The fingerprints of modules whose work is done by what they are part of.
+_KNOWN = {
+    "SegmentationBlock": ["a57a3bab1cbab8e4"],
+    "Conv3x3GNReLU": ["dd5ffaa373e996d8"],
+    "MergeBlock": ["1b25263161457911"],
+    "PSPBlock": ["d7532df4d372e4c3"],
+    "ASPPPooling": ["544a75830444ed64"],
+}
 
 
 def _interpolation_mode_reasons(module: Any) -> list[str]:
@@ -142,11 +147,11 @@ def _interpolation_mode_reasons(module: Any) -> list[str]:
 
 
 def _pyramid_reasons(module: Any) -> list[str]:
-    reasons = class_reasons(module.merge, "merge", *_MERGE)
+    reasons = known_reasons(module.merge, "merge", _KNOWN)
     for i, block in enumerate(module.seg_blocks):
-        reasons += class_reasons(block, f"seg_blocks.{i}", *_BLOCK)
+        reasons += known_reasons(block, f"seg_blocks.{i}", _KNOWN)
         if not reasons:
-            reasons += class_reasons(block.block[-1], f"the last of seg_blocks.{i}", *_STEP)
+            reasons += known_reasons(block.block[-1], f"the last of seg_blocks.{i}", _KNOWN)
     return reasons
 
 
@@ -176,8 +181,8 @@ REWRITES.add(
     edits={"F.interpolate": "msr.up", "x + skip": "msr.add(x, skip)"},
 )
 REWRITES.add(
-    _STEP[0],
-    fingerprints=_STEP[1],
+    f"{_DECODERS}.fpn.decoder:Conv3x3GNReLU",
+    fingerprints=_KNOWN["Conv3x3GNReLU"],
     summary="One gather each way.",
     edits={"F.interpolate": "msr.resample"},
 )
@@ -302,9 +307,6 @@ REWRITES.add(
 
 # PSPNet, UPerNet, SegFormer, DeepLab.
 
-_PSP_BLOCK = f"{_DECODERS}.pspnet.decoder:PSPBlock", ["d7532df4d372e4c3"]
-_ASPP_POOLING = f"{_DECODERS}.deeplabv3.decoder:ASPPPooling", ["544a75830444ed64"]
-
 
 def pooled(block: Any, x: Tensor) -> Tensor | Upsampled:
     """A ``PSPBlock``, whose interpolation waits for the concatenation."""
@@ -317,7 +319,7 @@ def pooled(block: Any, x: Tensor) -> Tensor | Upsampled:
 def _pooling_reasons(module: Any) -> list[str]:
     reasons = [] if len(module.blocks) < MAX_MAPS else ["more maps than one operator takes"]
     for i, block in enumerate(module.blocks):
-        reasons += class_reasons(block, f"blocks.{i}", *_PSP_BLOCK)
+        reasons += known_reasons(block, f"blocks.{i}", _KNOWN)
     return reasons
 
 
@@ -370,9 +372,7 @@ REWRITES.add(
     f"{_DECODERS}.deeplabv3.decoder:ASPP",
     fingerprints=["327ff82001f95fc0"],
     summary="The pooled branch is spread straight into the concatenation.",
-    skip_reasons=lambda module: class_reasons(
-        module.convs[-1], "the last of convs", *_ASPP_POOLING
-    ),
+    skip_reasons=lambda module: known_reasons(module.convs[-1], "the last of convs", _KNOWN),
     absorbed_modules=lambda module: [module.convs[-1]],
     edits={
         "for conv in self.convs:\n    res.append(conv(x))": (

@@ -1,24 +1,24 @@
 """Models of other packages whose swapping is tested and listed: tiny, with random weights.
 
-Used by the tests (``swap_checks``) and by ``build_tools/model_table.py``.
+Used by the tests (``swap_checks``) and by ``build_tools/model_table.py``. One file per library.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import importlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from swapping import Outputs, images
 from torch import Tensor, nn
 
-#: What has to be importable before a library's models can be made.
+#: File -> what has to be importable before its models can be made.
 LIBRARIES = {
-    "segmentation_models_pytorch": (
-        "torchvision_on_cpu", "torchvision", "segmentation_models_pytorch",
-    ),
-}  # fmt: skip
+    "smp": ("torchvision_on_cpu", "torchvision", "segmentation_models_pytorch"),
+    "transformers": ("torchvision_on_cpu", "torchvision", "transformers"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,6 @@ class Model:
     """One model.
 
     Attributes:
-        library: a key of :data:`LIBRARIES`.
         make: makes it.
         shape: of the images, odd where the model takes that.
         call: runs it on images; its result is nested maps.
@@ -34,7 +33,6 @@ class Model:
         no_gradient: patterns of names of weights that the result does not depend on.
     """
 
-    library: str
     make: Callable[[], nn.Module]
     shape: tuple[int, ...]
     call: Callable[[nn.Module, Tensor], Any] = lambda model, x: model(x)
@@ -92,54 +90,35 @@ def randomize(model: nn.Module) -> None:
                 parameter.copy_(1 + normal(parameter, 0.1))
 
 
-def segmentation_model(name: str, encoder: str = "tu-test_resnet.r160_in1k", **options: Any) -> Any:
-    def make() -> nn.Module:
-        import segmentation_models_pytorch
+class OnPyramid(nn.Module):
+    """A part of a model, on maps that are made of an image.
 
-        model: nn.Module = getattr(segmentation_models_pytorch, name)(
-            encoder, encoder_weights=None, classes=3, **options
+    Args:
+        part: it gets the list of maps.
+        channels: of each map.
+        sizes: divisors of the image's size, of each map.
+        call: ``call(part, maps)``.
+    """
+
+    def __init__(
+        self,
+        part: nn.Module,
+        channels: Sequence[int],
+        sizes: Sequence[int],
+        call: Callable[[Any, list[Tensor]], Any] = lambda part, maps: part(maps),
+    ) -> None:
+        super().__init__()
+        self.part = part
+        self.stems = nn.ModuleList(
+            nn.Conv2d(3, c, s, s) for c, s in zip(channels, sizes, strict=True)
         )
-        return model
+        self.call = call
 
-    return make
-
-
-SMP = "segmentation_models_pytorch"
-_PYRAMID = dict(decoder_pyramid_channels=32, decoder_segmentation_channels=32)
-
-MODELS: dict[str, Model] = {
-    "Unet": Model(
-        SMP, segmentation_model("Unet", decoder_channels=(16, 12, 8, 8, 6)), (2, 3, 45, 66)
-    ),
-    "UnetPlusPlus": Model(
-        SMP, segmentation_model("UnetPlusPlus", decoder_channels=(16, 12, 8, 8, 6)), (2, 3, 32, 64)
-    ),
-    "MAnet": Model(
-        SMP,
-        segmentation_model("MAnet", decoder_channels=(32, 24, 16, 12, 8), decoder_pab_channels=8),
-        (2, 3, 32, 64),
-    ),
-    "FPN": Model(SMP, segmentation_model("FPN", **_PYRAMID), (2, 3, 64, 32)),
-    "FPN by concatenation": Model(
-        SMP,
-        segmentation_model(
-            "FPN", **_PYRAMID, decoder_merge_policy="cat", decoder_interpolation="bilinear"
-        ),
-        (2, 3, 64, 32),
-    ),
-    "PAN": Model(SMP, segmentation_model("PAN", decoder_channels=8), (2, 3, 144, 128)),
-    "PSPNet": Model(SMP, segmentation_model("PSPNet", psp_out_channels=32), (2, 3, 64, 72)),
-    "UPerNet": Model(SMP, segmentation_model("UPerNet", decoder_channels=16), (2, 3, 64, 96)),
-    "Segformer": Model(
-        SMP, segmentation_model("Segformer", decoder_segmentation_channels=16), (2, 3, 64, 96)
-    ),
-    "DeepLabV3": Model(SMP, segmentation_model("DeepLabV3", decoder_channels=16), (2, 3, 40, 56)),
-    "DeepLabV3Plus": Model(
-        SMP, segmentation_model("DeepLabV3Plus", decoder_channels=16), (2, 3, 64, 48)
-    ),
-}
+    def forward(self, x: Tensor) -> Any:
+        return self.call(self.part, [stem(x) for stem in self.stems])
 
 
-def names_of(library: str) -> list[str]:
-    """The models of a library."""
-    return [name for name, model in MODELS.items() if model.library == library]
+def models(library: str) -> dict[str, Model]:
+    """The models of a library, by name. Imports nothing of it."""
+    found: dict[str, Model] = importlib.import_module(f"zoo.{library}").MODELS
+    return found
