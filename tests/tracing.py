@@ -22,6 +22,8 @@ _SAME_MAP = {"to", "float", "half", "double", "bfloat16", "clone", "contiguous",
 _SAME_MAP |= {"dropout", "dropout2d", "dropout3d", "type_as", "identity"}
 #: Functions of several maps, and of one map in place.
 _FUSE = {"add", "mul", "cat", "concat", "stack", "sub", "lerp", "addcmul"}
+#: With a number, they only change what is in the map.
+_SCALE = {"add", "sub", "mul", "div", "truediv"}
 _RESAMPLE = {"interpolate", "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool2d", "avg_pool3d"}
 #: Attributes and numbers are no use of a map.
 _LOOK = {"size", "dim", "numel", "stride", "is_floating_point", "is_contiguous", "get", "len"}
@@ -112,7 +114,7 @@ class Tracer(TorchFunctionMode):
             if any(result is source for result in results):
                 # In place: from here on, the map is something else.
                 del self._origin[id(source)]
-            if name in _SAME_MAP or (name in _FUSE and alone and len(results) == 1):
+            if name in _SAME_MAP or (name in _SCALE and alone and len(results) == 1):
                 self._origin[id(results[0])] = call
             else:
                 call.uses.append(name)

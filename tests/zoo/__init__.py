@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 #: File -> what has to be importable before its models can be made.
 LIBRARIES = {
+    "effdet": ("torchvision_on_cpu", "torchvision", "effdet"),
     "smp": ("torchvision_on_cpu", "torchvision", "segmentation_models_pytorch"),
     "transformers": ("torchvision_on_cpu", "torchvision", "transformers"),
 }

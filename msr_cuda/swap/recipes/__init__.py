@@ -4,6 +4,7 @@ from __future__ import annotations
 
 #: Library -> the module of it that has to be imported before a model can have one of its classes.
 NEEDS = {
+    "effdet": "effdet.efficientdet",
     "segmentation_models_pytorch": "segmentation_models_pytorch",
     "timm": "timm.models.hrnet",
     "torch": "torch.nn",
