@@ -162,7 +162,8 @@ def check_compile(entry: Model) -> None:
     torch._dynamo.reset()
     with torch.no_grad():
         expected = entry.run(twin, x)
-        for site in report.swapped:
+        # One of each class: compiling takes longer than all else here.
+        for site in {site.twin: site for site in report.swapped}.values():
             twin.get_submodule(site.names[0]).compile(backend="eager", fullgraph=True)
         actual = entry.run(twin, x)
     torch._dynamo.reset()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from effdet.efficientdet import FpnCombine, ResampleFeatureMap
@@ -13,6 +12,8 @@ from ..._pool import Pool
 from .._gather import MAX_MAPS, mode_reasons
 from .._glue import Upsampled, known_reasons
 from .._registry import register
+
+Pair = tuple[int, int]
 
 #: How the weights of a node are normalised.
 _NORMALIZE = {"attn": "softmax", "fastattn": "fast", "sum": None}
@@ -123,18 +124,28 @@ def _way(module: Any, x: Tensor) -> Upsampled | Pool:
     if type(module).__name__ == "Interpolate2d":
         return Upsampled(x, module.size, module.scale_factor, module.mode, module.align_corners)
     same = type(module).__name__.endswith("Same")
-    return _pool(
-        "max" if isinstance(module, nn.MaxPool2d) else "avg",
+    key = (
+        isinstance(module, nn.MaxPool2d),
         _pair(module.kernel_size),
         _pair(module.stride),
-        "same" if same else tuple((p, p) for p in _pair(module.padding)),
+        None if same else _pair(module.padding),
         bool(getattr(module, "count_include_pad", True)),
     )
+    if key not in _POOLS:
+        _POOLS[key] = _pool(*key)
+    return _POOLS[key]
 
 
-# A node has one and the same for ever, and making it takes as long as half a small kernel.
-_pool = functools.lru_cache(maxsize=None)(Pool)
+def _pool(
+    is_max: bool, kernel: Pair, stride: Pair, padding: Pair | None, count_include_pad: bool
+) -> Pool:
+    borders: Any = "same" if padding is None else tuple((p, p) for p in padding)
+    return Pool("max" if is_max else "avg", kernel, stride, borders, count_include_pad)
 
 
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+#: Poolings by their options: to make one takes as long as half a small kernel.
+_POOLS: dict[tuple[bool, Pair, Pair, Pair | None, bool], Pool] = {}
+
+
+def _pair(value: int | Pair) -> Pair:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
