@@ -49,7 +49,7 @@ def check_sites(entry: Model) -> None:
     before = trace(model, lambda: entry.call(model, x))
     report = fuse(model)
     after = trace(model, lambda: entry.call(model, x))
-    resampled = count_resampled(lambda: entry.call(model, x))
+    resampled = sum(count_resampled(lambda: entry.call(model, x)))
     assert unexplained(after, report) == []
     # Nothing was lost: what PyTorch does not resample any more, the operators do.
     gone = sum(call.counts for call in before) - sum(call.counts for call in after)
@@ -77,8 +77,9 @@ def check_float64(entry: Model, *, training: bool) -> None:
     x = entry.images(torch.float64)
     if not training:
         # Maps of both layouts meet.
-        model, twin = (m.to(memory_format=_channels_last(x)) for m in (model, twin))
-        x = x.to(memory_format=_channels_last(x))
+        for module in (model, twin):
+            _to_channels_last(module)
+        x = x.to(memory_format=_CHANNELS_LAST[x.dim()])
     expected, actual = run(entry, model, x), run(entry, twin, x)
     largest_gradient = max(float(g.abs().max()) for g in expected[1].values())
     for kind, (wanted, found) in enumerate(zip(expected, actual, strict=True)):
@@ -103,8 +104,14 @@ def _is_listed(key: str, entry: Model) -> bool:
     return any(fnmatch.fnmatch(key, pattern) for pattern in entry.no_gradient)
 
 
-def _channels_last(x: Tensor) -> torch.memory_format:
-    return {4: torch.channels_last, 5: torch.channels_last_3d}[x.dim()]
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def _to_channels_last(model: nn.Module) -> None:
+    """If its convolutions are of one rank: PyTorch converts no others."""
+    ranks = {parameter.dim() for parameter in model.parameters()} & set(_CHANNELS_LAST)
+    if len(ranks) == 1:
+        model.to(memory_format=_CHANNELS_LAST[ranks.pop()])
 
 
 def check_undo(entry: Model) -> None:

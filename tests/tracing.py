@@ -139,17 +139,27 @@ def trace(model: nn.Module, run: Callable[[], Any]) -> list[Call]:
 
 
 @torch.no_grad()
-def count_resampled(run: Callable[[], Any]) -> int:
-    """How many maps the fused operators resample in ``run()``."""
-    count = 0
+def count_resampled(run: Callable[[], Any]) -> tuple[int, int]:
+    """How many maps the fused operators resample in ``run()``: for a fusion, and by themselves.
+
+    Groups of channels of one map count once.
+    """
+    fused = alone = 0
 
     def observe(observation: functional.Observation) -> None:
-        nonlocal count
-        count += sum(x.shape[2:] != observation.output.shape[2:] for x in observation.inputs)
+        nonlocal fused, alone
+        size = observation.output.shape[2:]
+        resampled = {
+            x.untyped_storage().data_ptr() for x in observation.inputs if x.shape[2:] != size
+        }
+        if len(observation.inputs) > 1:
+            fused += len(resampled)
+        else:
+            alone += len(resampled)
 
     functional.observers.append(observe)
     try:
         run()
     finally:
         functional.observers.remove(observe)
-    return count
+    return fused, alone

@@ -95,8 +95,8 @@ Part = Tensor | Upsampled
 def upsampled_by(module: nn.Module, x: Tensor) -> Upsampled:
     """``module(x)``, for an ``nn.Upsample`` or a Sequential that ends in one, not computed yet."""
     last: Any = module
-    if isinstance(module, nn.Sequential):
-        *before, last = module
+    while isinstance(last, nn.Sequential):
+        *before, last = last
         for layer in before:
             x = layer(x)
     return Upsampled(x, last.size, last.scale_factor, last.mode, last.align_corners)
@@ -105,11 +105,9 @@ def upsampled_by(module: nn.Module, x: Tensor) -> Upsampled:
 def upsampling_reasons(module: nn.Module, name: str) -> list[str]:
     """Why :func:`upsampled_by` cannot stand for a module; empty: it can."""
     last = module
-    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-        children = dict(module.named_children())
-        if children:
-            key = list(children)[-1]
-            name, last = f"{name}.{key}", children[key]
+    while type(last).forward is nn.Sequential.forward and len(last._modules):
+        key = list(last._modules)[-1]
+        name, last = f"{name}.{key}", last.get_submodule(key)
     if type(last) is nn.Upsample or type(last) is FusedUpsample:
         return absorbed_upsample_reasons(last, name)
     return [f"{name} is no Upsample, but a {type(last).__name__}"]
@@ -117,7 +115,10 @@ def upsampling_reasons(module: nn.Module, name: str) -> list[str]:
 
 def upsampling_modules(module: nn.Module) -> list[nn.Module]:
     """The modules that :func:`upsampled_by` does not call."""
-    return [module, *list(module.children())[-1:]]
+    absorbed = [module]
+    while isinstance(absorbed[-1], nn.Sequential):
+        absorbed.append(list(absorbed[-1].children())[-1])
+    return absorbed
 
 
 def pooled_branch(module: nn.Module, x: Tensor) -> Upsampled:
@@ -143,18 +144,23 @@ def known_reasons(module: nn.Module, name: str, known: Mapping[str, Sequence[str
     return [f"{name}: {reason}" for reason in _registry.source_reasons(recipe, "the recipe")]
 
 
-def add(*parts: Part, dtype: torch.dtype | None = None) -> Tensor:
+def add(*parts: Part, dtype: torch.dtype | None = None, out_scale: float = 1) -> Tensor:
     """The sum of maps, from left to right.
 
     Args:
         parts: maps, of which some wait for their interpolation.
         dtype: of the result, for a sum that was written ``+=``; None: the promoted one.
+        out_scale: factor on the sum.
     """
     arranged = _arrange(parts)
     if arranged is None or any(x.shape[1] != arranged.maps[0].shape[1] for x in arranged.maps):
         total: Tensor = functools.reduce(operator.add, map(_computed, parts))
+        if out_scale != 1:
+            total = total * out_scale
         return total if dtype is None else total.to(dtype)
-    return functional.resample_sum(arranged.maps, arranged.size, dtype=dtype, **arranged.options)
+    return functional.resample_sum(
+        arranged.maps, arranged.size, dtype=dtype, out_scale=out_scale, **arranged.options
+    )
 
 
 def cat(parts: Sequence[Part]) -> Tensor:

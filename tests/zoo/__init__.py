@@ -16,8 +16,12 @@ from torch import Tensor, nn
 
 #: File -> what has to be importable before its models can be made.
 LIBRARIES = {
+    "diffusers": ("torchvision_on_cpu", "torchvision", "diffusers"),
     "effdet": ("torchvision_on_cpu", "torchvision", "effdet"),
+    "monai": ("torchvision_on_cpu", "torchvision", "monai"),
     "smp": ("torchvision_on_cpu", "torchvision", "segmentation_models_pytorch"),
+    "timm": ("torchvision_on_cpu", "torchvision", "timm"),
+    "torchvision": ("torchvision_on_cpu", "torchvision"),
     "transformers": ("torchvision_on_cpu", "torchvision", "transformers"),
 }
 
@@ -31,6 +35,7 @@ class Model:
         shape: of the images, odd where the model takes that.
         call: runs it on images; its result is nested maps.
         training: whether it is compared in training mode, too; some need targets there.
+        only_in_training: whether the model resamples in training only.
         no_gradient: patterns of names of weights that the result does not depend on.
     """
 
@@ -38,14 +43,15 @@ class Model:
     shape: tuple[int, ...]
     call: Callable[[nn.Module, Tensor], Any] = lambda model, x: model(x)
     training: bool = True
+    only_in_training: bool = False
     no_gradient: tuple[str, ...] = ()
 
     def new(self) -> nn.Module:
-        """A model in eval mode whose weights all matter."""
+        """A model whose weights all matter, in eval mode, if it resamples there."""
         torch.manual_seed(3)
         model = self.make()
         randomize(model)
-        return model.eval()
+        return model.train(self.only_in_training)
 
     def images(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Its input."""

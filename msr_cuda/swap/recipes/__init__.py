@@ -4,7 +4,9 @@ from __future__ import annotations
 
 #: Library -> the module of it that has to be imported before a model can have one of its classes.
 NEEDS = {
+    "diffusers": "diffusers.models.upsampling",
     "effdet": "effdet.efficientdet",
+    "monai": "monai.networks.blocks",
     "segmentation_models_pytorch": "segmentation_models_pytorch",
     "timm": "timm.models.hrnet",
     "torch": "torch.nn",

@@ -1,4 +1,4 @@
-"""torchvision: the neck of RetinaNet, FCOS, Faster, Mask and Keypoint R-CNN."""
+"""torchvision: the neck of its detectors, and its models of segmentation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from torch import Tensor
 from torchvision.ops import FeaturePyramidNetwork
 
 from ...nn.feature_pyramid import top_down_pyramid
+from .._glue import known_reasons
 from .._registry import register
+from .._rewrite import Rewrites
+
+REWRITES = Rewrites(__name__)
+__getattr__ = REWRITES.find
+_MODELS = "torchvision.models"
 
 
 # The forward of torchvision 0.25 to 0.28.
@@ -26,3 +32,48 @@ class FusedFeaturePyramidNetwork(FeaturePyramidNetwork):
         if self.extra_blocks is not None:
             levels, names = self.extra_blocks(levels, maps, names)
         return OrderedDict(zip(names, levels, strict=False))
+
+
+REWRITES.add(
+    f"{_MODELS}.segmentation.deeplabv3:ASPP",
+    fingerprints=["9cf2c843a2214144"],
+    summary="The pooled branch is spread straight into the concatenation.",
+    skip_reasons=lambda module: known_reasons(
+        module.convs[-1], "the last of convs", {"ASPPPooling": ["544a75830444ed64"]}
+    ),
+    absorbed_modules=lambda module: [module.convs[-1]],
+    edits={
+        "for conv in self.convs:\n    _res.append(conv(x))": (
+            "*convs, pooling = self.convs\n"
+            "for conv in convs:\n"
+            "    _res.append(conv(x))\n"
+            "_res.append(msr.pooled_branch(pooling, x))"
+        ),
+        "torch.cat(_res, dim=1)": "msr.cat(_res)",
+    },
+)
+
+# Logits, and what a convolution comes after: LRASPPHead would sum, but for a 1x1 convolution in
+# between.
+
+for _target, _edit in {
+    "segmentation._utils:_SimpleSegmentationModel": "F.interpolate",
+    "segmentation.lraspp:LRASPP": "F.interpolate",
+    "segmentation.lraspp:LRASPPHead": "F.interpolate",
+    "detection.keypoint_rcnn:KeypointRCNNPredictor": "torch.nn.functional.interpolate",
+}.items():
+    REWRITES.add(
+        f"{_MODELS}.{_target}",
+        fingerprints=[
+            "744790cd80809757",
+            "eba8f3f380a03fcc",
+            "142bcf0dd549c9df",
+            "10126298a173e09f",
+        ],
+        summary="One gather each way.",
+        edits={_edit: "msr.resample"},
+    )
+REWRITES.leave(
+    f"{_MODELS}.optical_flow.raft:RAFT",
+    reason="a function upsamples its flow, times a number: there is nothing to fuse with",
+)
