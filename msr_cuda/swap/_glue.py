@@ -182,6 +182,8 @@ class _Arranged(NamedTuple):
 def _arrange(parts: Sequence[Part]) -> _Arranged | None:
     """Arguments with which an operator does what PyTorch would; None: there are none."""
     delayed = [part for part in parts if isinstance(part, Upsampled)]
+    if not all(isinstance(part, (Tensor, Upsampled)) for part in parts):
+        return None  # numbers
     if not delayed or len(parts) > MAX_MAPS or not all(part.fits() for part in delayed):
         return None
     size = delayed[0].target()

@@ -1,4 +1,6 @@
-"""ultralytics: ``nn.Upsample`` whose result goes to one ``Concat``, as in the neck of every YOLO.
+"""ultralytics: necks that concatenate or sum what they upsample.
+
+First, ``nn.Upsample`` whose result goes to one ``Concat``, as in the neck of every YOLO.
 
 A model calls its layers in turn; each says by number whose results it takes. The Upsample becomes a
 module that hands its input on, and the Concat resamples that straight into its channels.
@@ -13,7 +15,11 @@ from ultralytics.nn.tasks import BaseModel
 from ... import functional
 from .._chain import Chain, Wiring, part, register_container
 from .._gather import MAX_MAPS, absorbed_upsample_reasons, expect_size, gather_options
+from .._rewrite import Rewrites
 from .._source import fingerprint
+
+REWRITES = Rewrites(__name__)
+__getattr__ = REWRITES.find
 
 #: Methods that pass data between the layers: those of ultralytics 8.3 to 8.4.190.
 _KNOWN_LOOPS = {
@@ -129,3 +135,30 @@ def _loop_reasons(model: nn.Module, layers: nn.Sequential) -> list[str]:
         if getattr(layer, "i", None) != i or not all(isinstance(k, int) for k in numbers):
             reasons.append(f"layer {i} does not say which results it takes")
     return reasons
+
+
+# YOLOv9 and YOLO26: sums.
+
+REWRITES.add(
+    "ultralytics.nn.modules.block:CBFuse",
+    fingerprints=["e042f1edbf2d1e27"],
+    summary="All maps are upsampled and summed in one pass.",
+    edits={
+        "F.interpolate": "msr.up",
+        "torch.sum(torch.stack(res + xs[-1:]), dim=0)": "msr.add(*res, *xs[-1:])",
+    },
+)
+REWRITES.add(
+    "ultralytics.nn.modules.block:Proto26",
+    fingerprints=["4008fc42c683593b"],
+    summary="All levels are upsampled and summed in one pass.",
+    edits={
+        "for i, f in enumerate(self.feat_refine):\n"
+        "    up_feat = f(x[i + 1])\n"
+        "    up_feat = F.interpolate(up_feat, scale_factor=2 ** (i + 1), mode='nearest')\n"
+        "    feat = feat + up_feat": (
+            "feat = msr.add(feat, *(msr.up(f(x[i + 1]), scale_factor=2 ** (i + 1)) "
+            "for i, f in enumerate(self.feat_refine)))"
+        ),
+    },
+)
