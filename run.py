@@ -124,19 +124,29 @@ TABLES = Group(
 )
 
 
-# The libraries on whose models the recipes of msr_cuda/swap/recipes are tested.
+# The libraries on whose models the recipes of msr_cuda/swap/recipes are tested, and timed.
 _HUB = (
-    Package("huggingface_hub", "huggingface-hub>=0.24,<1"),  # later ones need more than requests
+    Package("huggingface_hub", "huggingface-hub>=1.32,<3"),
+    Package("click", "click>=8.4.2,<9"),
+    Package("filelock", "filelock>=3.10"),
+    Package("fsspec", "fsspec>=2023.5"),
+    Package("hf_xet", "hf-xet>=1.6,<2"),
+    Package("httpx2", "httpx2==2.16.2"),
+    Package("httpcore2", "httpcore2==2.16.2"),  # exactly the version of httpx2
+    Package("anyio", "anyio>=4.10"),
+    Package("h11", "h11>=0.16"),
+    Package("idna", "idna>=3.18"),
+    Package("truststore", "truststore>=0.10"),
     Package("yaml", "pyyaml>=6"),
-    Package("tqdm", "tqdm>=4.42.1"),
+    Package("tqdm", "tqdm>=4.60"),
     Package("packaging", "packaging>=21"),
-    Package("requests", "requests>=2.31"),
-    Package("certifi", "certifi"),
-    Package("charset_normalizer", "charset-normalizer"),
-    Package("idna", "idna"),
-    Package("urllib3", "urllib3"),
+    *(
+        (Package("exceptiongroup", "exceptiongroup"), Package("tomli", "tomli"))
+        if sys.version_info < (3, 11)
+        else ()
+    ),
 )
-_TIMM = (Package("timm", "timm==1.0.31"), Package("safetensors", "safetensors>=0.4"), *_HUB)
+_TIMM = (Package("timm", "timm==1.0.31"), Package("safetensors", "safetensors>=0.8"), *_HUB)
 MODEL_LIBRARIES = [
     Group("timm", _TIMM),
     Group(
@@ -156,11 +166,64 @@ MODEL_LIBRARIES = [
             Package("PIL", "pillow>=10.1"),
             Package("psutil", "psutil>=5.8"),
             Package("requests", "requests>=2.31"),
+            Package("certifi", "certifi"),
+            Package("charset_normalizer", "charset-normalizer"),
+            Package("idna", "idna"),
+            Package("urllib3", "urllib3"),
             Package("tqdm", "tqdm>=4.42.1"),
             Package("yaml", "pyyaml>=6"),
         ),
     ),
 ]
+# And those whose models are not timed.
+MORE_MODEL_LIBRARIES = [
+    Group(
+        "transformers",
+        (
+            Package("transformers", "transformers==5.23.0"),
+            Package("tokenizers", "tokenizers>=0.23.1,<0.24"),
+            Package("safetensors", "safetensors>=0.8"),
+            Package("regex", "regex>=2025.10.22"),
+            *_HUB,
+        ),
+    ),
+    Group(
+        "effdet",
+        (
+            Package("effdet", "effdet==0.4.1"),
+            Package("pycocotools", "pycocotools>=2.0.2"),
+            Package("omegaconf", "omegaconf>=2.4"),  # older ones need ANTLR
+            *_TIMM,
+        ),
+    ),
+    Group("monai", (Package("monai", "monai==1.6.1"),)),
+    Group(
+        "diffusers",
+        (
+            Package("diffusers", "diffusers==0.42.1"),
+            Package("importlib_metadata", "importlib-metadata"),
+            Package("zipp", "zipp>=3.20"),
+            Package("lazy_importer", "lazy-importer>=0.1"),
+            Package("regex", "regex>=2025.10.22"),
+            Package("safetensors", "safetensors>=0.8"),
+            Package("PIL", "pillow>=10.1"),
+            Package("requests", "requests>=2.31"),
+            Package("certifi", "certifi"),
+            Package("charset_normalizer", "charset-normalizer"),
+            Package("urllib3", "urllib3"),
+            *_HUB,
+        ),
+    ),
+]
+# What writes ONNX files for torch: to compare those of a model before and after.
+EXPORTERS = Group(
+    "onnx",
+    (
+        Package("onnx", "onnx>=1.18"),
+        Package("google", "protobuf>=6.31.1"),
+        Package("ml_dtypes", "ml-dtypes>=0.5.4"),
+    ),
+)
 
 
 def say(text: str) -> None:
@@ -425,7 +488,7 @@ def setup_command(arguments: list[str]) -> int:
 def test_command(arguments: list[str]) -> int:
     """The test suite."""
     facts = setup(("setuptools", "wheel", "numpy", "pytest"))
-    libraries = [*demo_packages(facts), *MODEL_LIBRARIES]
+    libraries = [*demo_packages(facts), *MODEL_LIBRARIES, *MORE_MODEL_LIBRARIES, EXPORTERS]
     install_optional(libraries, "the tests that need them skip")
     return run(PYTHON, "-m", "pytest", *arguments)
 
