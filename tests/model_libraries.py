@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -11,6 +9,7 @@ import pytest
 from conftest import require_or_skip
 from swapping import Case, run_model
 from torch import nn
+from zoo import offline
 
 
 @pytest.fixture(scope="session")
@@ -29,18 +28,11 @@ def timm() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def ultralytics(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
-    """ultralytics.nn.tasks; the package's settings go to a temporary folder, and nothing online."""
-    require_or_skip("torchvision_on_cpu")
-    before = dict(os.environ)
-    os.environ["YOLO_CONFIG_DIR"] = str(tmp_path_factory.mktemp("ultralytics"))
-    os.environ["YOLO_OFFLINE"] = "true"
-    os.environ["YOLO_AUTOINSTALL"] = "false"
-    os.environ["YOLO_VERBOSE"] = "false"
-    yield require_or_skip("ultralytics.nn.tasks")
-    # Importing it sets variables that would reach the subprocesses of other tests.
-    os.environ.clear()
-    os.environ.update(before)
+def ultralytics() -> ModuleType:
+    """ultralytics.nn.tasks."""
+    with offline():
+        require_or_skip("torchvision_on_cpu")
+        return require_or_skip("ultralytics.nn.tasks")
 
 
 def segmentation_model(name: str, encoder: str = "resnet18", **options: Any) -> nn.Module:

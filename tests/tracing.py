@@ -17,9 +17,10 @@ from torch.utils._pytree import tree_leaves
 
 from msr_cuda import functional
 
-#: Functions whose result still is the map, perhaps in another dtype or memory.
+#: Functions whose result still is the map, perhaps in another dtype or memory, or with a border.
 _SAME_MAP = {"to", "float", "half", "double", "bfloat16", "clone", "contiguous", "detach", "type"}
-_SAME_MAP |= {"dropout", "dropout2d", "dropout3d", "type_as", "identity"}
+_SAME_MAP |= {"pad", "dropout", "dropout2d", "dropout3d", "type_as", "identity"}
+_SAME_MAP |= {"reshape", "view", "flatten", "unflatten", "transpose", "permute"}  # as tokens
 #: Functions of several maps, and of one map in place.
 _FUSE = {"add", "mul", "cat", "concat", "stack", "sub", "lerp", "addcmul"}
 #: With a number, they only change what is in the map.
@@ -61,8 +62,11 @@ class Call:
 
     @property
     def is_fused(self) -> bool:
-        """Whether the result meets other maps before anything else is done with it."""
-        return bool(set(self.uses) & _FUSE)
+        """Whether the only use of the result is with other maps.
+
+        One with several uses has to be written to memory anyway.
+        """
+        return len(self.uses) == 1 and self.uses[0] in _FUSE
 
 
 class Tracer(TorchFunctionMode):

@@ -5,8 +5,13 @@ Used by the tests (``swap_checks``) and by ``build_tools/model_table.py``. One f
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
+import functools
 import importlib
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -23,6 +28,7 @@ LIBRARIES = {
     "timm": ("torchvision_on_cpu", "torchvision", "timm"),
     "torchvision": ("torchvision_on_cpu", "torchvision"),
     "transformers": ("torchvision_on_cpu", "torchvision", "transformers"),
+    "ultralytics": ("torchvision_on_cpu", "ultralytics.nn.tasks"),
 }
 
 
@@ -36,6 +42,9 @@ class Model:
         call: runs it on images; its result is nested maps.
         training: whether it is compared in training mode, too; some need targets there.
         only_in_training: whether the model resamples in training only.
+        compared: whether its results are compared. Not where there is nothing to fuse, or where
+            another test does it; such models are only traced and listed.
+        same_code: whether the library has the same code in another model: that is tested more.
         no_gradient: patterns of names of weights that the result does not depend on.
     """
 
@@ -44,14 +53,13 @@ class Model:
     call: Callable[[nn.Module, Tensor], Any] = lambda model, x: model(x)
     training: bool = True
     only_in_training: bool = False
+    compared: bool = True
+    same_code: bool = False
     no_gradient: tuple[str, ...] = ()
 
     def new(self) -> nn.Module:
         """A model whose weights all matter, in eval mode, if it resamples there."""
-        torch.manual_seed(3)
-        model = self.make()
-        randomize(model)
-        return model.train(self.only_in_training)
+        return copy.deepcopy(_made(self)).train(self.only_in_training)
 
     def images(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Its input."""
@@ -60,6 +68,14 @@ class Model:
     def run(self, model: nn.Module, x: Tensor) -> Outputs:
         """Named results."""
         return dict(maps(self.call(model, x), "output"))
+
+
+@functools.lru_cache(maxsize=1)
+def _made(entry: Model) -> nn.Module:
+    torch.manual_seed(3)
+    model = entry.make()
+    randomize(model)
+    return model
 
 
 def maps(result: Any, name: str) -> Iterator[tuple[str, Tensor]]:
@@ -129,3 +145,25 @@ def models(library: str) -> dict[str, Model]:
     """The models of a library, by name. Imports nothing of it."""
     found: dict[str, Model] = importlib.import_module(f"zoo.{library}").MODELS
     return found
+
+
+@contextlib.contextmanager
+def offline() -> Iterator[None]:
+    """For the import of a library: no downloads, settings in a temporary folder, and no traces.
+
+    ultralytics sets variables that would reach the subprocesses of other tests.
+    """
+    before = dict(os.environ)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.update(
+            HF_HUB_OFFLINE="1",
+            YOLO_CONFIG_DIR=folder,
+            YOLO_OFFLINE="true",
+            YOLO_AUTOINSTALL="false",
+            YOLO_VERBOSE="false",
+        )
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)

@@ -31,7 +31,7 @@ def detector(
 _BACKBONE = dict(backbone_name="test_resnet.r160_in1k", backbone_indices=(2, 3, 4))
 
 MODELS: dict[str, Model] = {
-    "EfficientDet-D0": Model(detector("tf_efficientdet_d0"), (2, 3, 128, 128)),
+    "EfficientDet-D0": Model(detector("tf_efficientdet_d0", fpn_cell_repeats=3), (2, 3, 128, 128)),
     "EfficientDet-D7, sums": Model(
         detector("tf_efficientdet_d7", (128, 192), **_BACKBONE), (1, 3, 128, 192)
     ),

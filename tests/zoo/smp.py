@@ -35,6 +35,7 @@ MODELS: dict[str, Model] = {
         segmentation_model("MAnet", decoder_channels=(32, 24, 16, 12, 8), decoder_pab_channels=8),
         (2, 3, 32, 64),
     ),
+    "Linknet": Model(segmentation_model("Linknet"), (2, 3, 32, 64), compared=False),
     "FPN": Model(segmentation_model("FPN", **_PYRAMID), (2, 3, 64, 32)),
     "FPN by concatenation": Model(
         segmentation_model(

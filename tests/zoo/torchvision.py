@@ -61,4 +61,10 @@ MODELS: dict[str, Model] = {
     "DeepLabV3": Model(deeplab, (2, 3, 65, 49)),
     "LRASPP": Model(lraspp, (2, 3, 65, 49)),
     "KeypointRCNNPredictor": Model(keypoints, (2, 3, 14, 14)),
+    "RAFT, small": Model(
+        raft,
+        (2, 3, 128, 128),
+        lambda model, x: model(x[:1], x[1:], num_flow_updates=2),
+        compared=False,
+    ),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import types
 from collections.abc import Callable
@@ -504,14 +505,19 @@ MODELS: dict[str, Model] = {
         (2, 3, 64, 96),
     ),
     "DEIMv2, encoder": Model(
-        part("deimv2", "Deimv2HybridEncoder", lambda: _encoder("Deimv2Config"), *_NECK),
+        part(
+            "deimv2",
+            "Deimv2HybridEncoder",
+            lambda: _encoder("Deimv2Config", depth_mult=0.34),
+            *_NECK,
+        ),
         (2, 3, 64, 96),
     ),
     "DEIMv2, light encoder": Model(
         part(
             "deimv2",
             "Deimv2LiteEncoder",
-            lambda: _encoder("Deimv2Config", encoder_in_channels=[16, 16]),
+            lambda: _encoder("Deimv2Config", depth_mult=0.34, encoder_in_channels=[16, 16]),
             (16, 16),
             (8, 16),
         ),
@@ -546,3 +552,12 @@ MODELS: dict[str, Model] = {
         (2, 3, 64, 96),
     ),
 }
+
+# Copies of the code of BEiT, RT-DETR, MobileViT, DETR, SAM 2, SAM 3 and PP-OCRv5.
+for _name in (
+    "Data2Vec with UPerNet", "RT-DETRv2", "D-FINE", "PP-DocLayoutV2, encoder",
+    "PP-DocLayoutV4, encoder", "MobileViTV2 with DeepLabV3", "Conditional DETR, mask stage",
+    "MaskFormer's DETR, mask stage", "EdgeTAM, neck", "SAM 3 LiteText, pixel decoder",
+    "PP-OCRv6 small, neck", "PP-OCRv6 medium, neck",
+):  # fmt: skip
+    MODELS[_name] = dataclasses.replace(MODELS[_name], same_code=True)

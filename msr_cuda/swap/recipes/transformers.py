@@ -551,3 +551,7 @@ REWRITES.leave(
     ),
     reason="a convolution or the loss comes next: there is nothing to fuse with",
 )
+REWRITES.leave(
+    *_classes("dinov2:Dinov2Embeddings", "vitdet:VitDetEmbeddings"),
+    reason="its position embeddings are those of one small image: there is hardly a byte to save",
+)
