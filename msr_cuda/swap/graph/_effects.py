@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,8 @@ _IN_PLACE_OPERATORS = frozenset(
 _WRITTEN = {F.batch_norm: (1, 2), F.instance_norm: (1, 2), torch.batch_norm: (3, 4)}
 #: Beginnings of the names of functions that switch something on or off from there on.
 _SWITCHES = ("_enter_", "_exit_", "_set_", "set_grad_enabled", "_vmap_", "_grad_", "_jvp_")
+AUTOCAST_SWITCHES = ("_enter_autocast", "_exit_autocast")
+GRADIENT_SWITCHES = ("_set_grad_enabled", "set_grad_enabled")
 #: Functions in these modules write to their first argument at most, and then their name says so.
 _PLAIN_MODULES = ("torch", "_operator", "builtins", "math", "msr_cuda")
 #: Operators that take graphs, of which Dynamo makes sure that they write to no input.
@@ -41,6 +43,7 @@ class Effects:
     """The writes and switches of a graph, as it was before anything was rewritten."""
 
     def __init__(self, graph: Graph) -> None:
+        self._graph = graph
         self._order = {node: i for i, node in enumerate(graph.nodes)}
         #: Memory that may also be reached from outside of the graph, and its dtypes.
         self._outside: dict[int, set[torch.dtype]] = {}
@@ -48,6 +51,8 @@ class Effects:
         self._switches: list[Node] = []
         #: Device types for which autocast is on, by the first node that it is on for.
         self._autocast: list[tuple[int, frozenset[str]]] = [(0, _autocast_devices())]
+        #: Whether gradients are recorded, likewise.
+        self._gradients: list[tuple[int, object]] = [(0, torch.is_grad_enabled())]
         for node in graph.nodes:
             if node.op in ("placeholder", "get_attr"):
                 tensor = tensor_of(node)
@@ -61,6 +66,8 @@ class Effects:
         if node.op == "call_function" and _name(node.target).startswith(_SWITCHES):
             self._switches.append(node)
             self._switch_autocast(node)
+            if _name(node.target) in GRADIENT_SWITCHES:
+                self._gradients.append((self._order[node], node.args[0]))
         written: set[int] = set()
         for argument in _written_arguments(node):
             written |= storages(_values(argument))
@@ -84,27 +91,42 @@ class Effects:
         """Whether autocast is on where the node stands, and makes interpolations float32 there."""
         return device.type != "cpu" and device.type in self._autocast_at(node)
 
+    def _is_recording(self, node: Node) -> object:
+        return next(on for begin, on in reversed(self._gradients) if begin <= self.place(node))
+
     def place(self, node: Node) -> int:
         """The position of a node, or of the one that it replaced."""
         return self._order[node]
 
-    def put(self, node: Node, replaced: Node) -> None:
-        """Notes that a new node stands where another one stood."""
-        self._order[node] = self._order[replaced]
+    def put(self, replaced: Node) -> None:
+        """Notes that all new nodes stand where another one stood."""
+        for node in self._graph.nodes:
+            self._order.setdefault(node, self._order[replaced])
 
-    def objections(self, site: Iterable[Node], root: Node, reads: Iterable[Node]) -> list[str]:
+    def objections(
+        self,
+        site: Iterable[Node],
+        root: Node,
+        reads: Iterable[Node],
+        ignored: Sequence[str] = (),
+    ) -> list[str]:
         """Why the nodes of a site cannot all be computed where its last one, ``root``, stands.
 
         Args:
             site: all nodes that the fused operator replaces.
             root: the last of them.
             reads: the nodes whose values it reads.
+            ignored: switches that make no difference to it.
         """
         nodes = set(site)
         begin, end = min(map(self.place, nodes)), self.place(root)
+        recorded = {self._is_recording(node) for node in nodes}
         for switch in self._switches:
-            if begin < self.place(switch) < end:
-                return [f"{_name(switch.target)} is called between its nodes"]
+            name = _name(switch.target)
+            # What was switched off may be on again, as around a metric.
+            off_and_on = name in GRADIENT_SWITCHES and len(recorded) == 1
+            if begin < self.place(switch) < end and not off_and_on and name not in ignored:
+                return [f"{name} is called between its nodes"]
         for read in reads:
             begin = min(self.place(user) for user in read.users if user in nodes)
             for writer, written in self._writes:
@@ -141,7 +163,7 @@ class Effects:
         for other, place in self._order.items():
             if place >= self.place(node) or not storages(value_of(other)) & memory:
                 continue
-            late = [user for user in other.users if self._order.get(user, 0) > self.place(node)]
+            late = [user for user in other.users if self.place(user) > self.place(node)]
             if late:
                 return [f"{node.name} works in place, and {late[0].name} reads that memory later"]
         return []

@@ -19,8 +19,8 @@ from ._values import tensor_of
 _ARGUMENT_FUNCTIONS = (getattr, operator.getitem)
 
 
-def emit(site: Site, *, guarded: bool) -> Node:
-    """Replaces the nodes of a site by a call of its operator, and returns that.
+def emit(site: Site, *, guarded: bool) -> None:
+    """Replaces the nodes of a site by a call of its operator.
 
     Args:
         site: it has no objections.
@@ -41,8 +41,7 @@ def emit(site: Site, *, guarded: bool) -> Node:
             call = graph.call_function(getattr(functional, site.operator), (maps, size), options)
     call.meta = dict(root.meta)
     root.replace_all_uses_with(call)
-    _erase([root, *site.replaced])
-    return call
+    erase([root, *site.replaced])
 
 
 def _emit_resample(graph: Graph, site: Site) -> Node:
@@ -52,7 +51,7 @@ def _emit_resample(graph: Graph, site: Site) -> Node:
     return graph.call_function(functional.resample, (*arguments, form.recompute, form.antialias))
 
 
-def _erase(nodes: Sequence[Node]) -> None:
+def erase(nodes: Sequence[Node]) -> None:
     """Erases nodes, and what was there for their arguments only."""
     waiting = list(nodes)
     erased: set[Node] = set()

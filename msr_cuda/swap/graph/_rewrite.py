@@ -188,7 +188,8 @@ class _Rewriter:
             if reason is None:
                 how, traffic = self._how(site), traffic_of(site)
                 swapped.append(GraphSite(names, site.operator, how, line, traffic))
-                self.effects.put(emit(site, guarded=self.guarded), site.root)
+                emit(site, guarded=self.guarded)
+                self.effects.put(site.root)
             else:
                 skipped.append(GraphSite(names, None, reason, line))
         self.report.swapped += swapped[::-1]
