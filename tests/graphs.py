@@ -14,8 +14,7 @@ from torch.fx import GraphModule
 from msr_cuda import functional, swap, testing
 
 OPERATORS = {
-    getattr(functional, name): name
-    for name in ("resample", "resample_sum", "resample_cat", "resample_max")
+    getattr(functional, name): name for name in functional.__all__ if name.startswith("resample")
 }
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+from torch import Tensor
+
 from ... import _spec, functional
+from ._loss_match import LossSite
 from ._sites import Site
 from ._values import tensor_of
 
@@ -32,9 +35,9 @@ def objection(site: Site, inner: str | None, fuse: Fuse) -> str | None:
     """
     if fuse == "all":
         return None
-    missing = functional.unsupported_reasons([site.value])
-    if missing:
-        return f'{"; ".join(missing)} (fuse="all" fuses it)'
+    missing = _without_kernel(site.value)
+    if missing is not None:
+        return missing
     gradient = site.value.requires_grad
     if site.operator == "resample":
         if gradient or site.autocast:
@@ -44,6 +47,21 @@ def objection(site: Site, inner: str | None, fuse: Fuse) -> str | None:
         return None
     why = _done_by_inductor(site, gradient)
     return None if why is None else f'Inductor fuses {why} as well itself (fuse="all" fuses it)'
+
+
+def loss_objection(site: LossSite, fuse: Fuse) -> str | None:
+    """Why a loss or decision of upsampled logits is better left alone; None: it is not.
+
+    It saves the upsampled logits wherever there are kernels, and no compiler does.
+    """
+    if fuse == "all":
+        return None
+    return _without_kernel(site.logits)
+
+
+def _without_kernel(x: Tensor) -> str | None:
+    missing = functional.unsupported_reasons([x])
+    return f'{"; ".join(missing)} (fuse="all" fuses it)' if missing else None
 
 
 def _done_by_inductor(site: Site, gradient: bool) -> str | None:

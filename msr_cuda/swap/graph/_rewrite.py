@@ -13,10 +13,12 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_map
 
-from . import _policy
+from . import _loss_match, _policy
 from ._effects import Effects
 from ._emit import emit
 from ._forms import Resampling, read
+from ._loss_emit import emit_loss, erase_losses
+from ._loss_match import LossMatcher, LossSite
 from ._match import Matcher
 from ._policy import Fuse
 from ._report import GraphReport, GraphSite, describe, line_of, tell, traffic_of
@@ -169,6 +171,7 @@ class _Rewriter:
         _thread_results(self.graph)
         self.effects = Effects(self.graph)
         self.matcher = Matcher(self.effects, guarded)
+        self.losses = LossMatcher(self.effects, guarded)
 
     def run(self) -> None:
         """Rewrites the graph, and adds to the report in the order of its nodes."""
@@ -177,6 +180,14 @@ class _Rewriter:
         done: set[Node] = set()
         for node in reversed(list(self.graph.nodes)):
             if node in done:
+                continue
+            losses = self._losses(node)
+            if losses:
+                swapped += [self._entry_of_loss(site) for site in losses[::-1]]
+                for loss in losses:
+                    emit_loss(loss, guarded=self.guarded)
+                    self.effects.put(loss.root)
+                erase_losses(losses)
                 continue
             site = self.matcher.match(node) or self._alone(node)
             if site is None:
@@ -194,6 +205,19 @@ class _Rewriter:
                 skipped.append(GraphSite(names, None, reason, line))
         self.report.swapped += swapped[::-1]
         self.report.skipped += skipped[::-1]
+
+    def _losses(self, node: Node) -> list[LossSite]:
+        """The losses and decisions that upsampled logits go to, if they are better fused."""
+        sites = self.losses.match(node)
+        objection = next((_policy.loss_objection(s, self.fuse) for s in sites), None)
+        if objection is not None:
+            self.losses.reasons[node] = [objection]
+        return [] if objection is not None else sites
+
+    def _entry_of_loss(self, site: LossSite) -> GraphSite:
+        names = tuple(n.name for n in self.graph.nodes if n in site.replaced)
+        how, traffic = _loss_match.describe(site), _loss_match.traffic_of(site)
+        return GraphSite(names, site.operator, how, line_of(site.root), traffic)
 
     def _alone(self, node: Node) -> Site | None:
         """An interpolation that is part of no larger site."""
@@ -221,6 +245,8 @@ class _Rewriter:
         return _policy.objection(site, self.inner, self.fuse)
 
     def _no_partner(self, node: Node) -> list[str]:
+        if node in self.losses.reasons:
+            return self.losses.reasons[node]
         known = self.matcher.reasons.get(node) if len(node.users) == 1 else None
         return known or [describe_users(node)]
 

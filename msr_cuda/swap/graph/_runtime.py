@@ -75,3 +75,18 @@ def expect_sizes(
     batches = [x.shape[0] for x in maps]
     if name == "resample_cat" and batches != batches[:1] * len(batches):
         raise ValueError(f"{name}: expected maps of one batch size, got {batches}")
+
+
+def expect_target(name: str, logits: Tensor, size: int | Sequence[int], target: Tensor) -> None:
+    """Raises where PyTorch's losses do, but the operators take the size of the target.
+
+    Args:
+        name: of the operator.
+        logits: ``[N, C, *spatial]``.
+        size: what they are upsampled to.
+        target: ``[N, *size]`` or ``[N, C, *size]``.
+    """
+    rank = logits.dim() - 2
+    wanted = (size,) * rank if isinstance(size, int) else tuple(size)
+    if tuple(target.shape[-rank:]) != wanted:
+        raise ValueError(f"{name}: expected a target of {wanted}, got {tuple(target.shape)}")

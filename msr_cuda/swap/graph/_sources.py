@@ -111,7 +111,10 @@ def describe_users(node: Node) -> str:
         return f"the resampled map has {len(node.users)} users: {_users(node)}"
     if not node.users:
         return "its result is not used"
-    return f"its result goes to {_users(node)}, not to a sum, a concatenation or a maximum"
+    return (
+        f"its result goes to {_users(node)}, not to a sum, a concatenation, a maximum, a loss or "
+        "an argmax"
+    )
 
 
 def _users(node: Node) -> str:
