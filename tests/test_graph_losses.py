@@ -331,6 +331,14 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
         ),
         "its weight may need a gradient",
     ),
+    "result in another order": (
+        lambda x, y: F.binary_cross_entropy_with_logits(
+            up(x.contiguous(memory_format=torch.channels_last), y),
+            F.one_hot(y, 4).movedim(-1, 1).double(),
+            reduction="none",
+        ),
+        "PyTorch makes the result channels_last",
+    ),
     "antialiased": (
         lambda x, y: F.cross_entropy(
             F.interpolate(x, y.shape[1:], mode="bilinear", antialias=True), y

@@ -23,14 +23,17 @@ PROGRAMS = int(os.environ.get("MSR_CUDA_EXAMPLES", "25"))
 
 
 class Program(nn.Module):
-    """Steps on a list of maps; each takes some by number, and may append one."""
+    """Steps on a list of maps; each takes some by number, and may append one.
+
+    Losses and decisions go to a second list.
+    """
 
     def __init__(self, seed: int) -> None:
         super().__init__()
         random_ = random.Random(seed)
         self.gate = nn.Parameter(torch.rand(3, generator=torch.Generator().manual_seed(seed)))
         self.text: list[str] = []
-        self.steps: list[Callable[[list[Tensor]], object]] = []
+        self.steps: list[Callable[[list[Tensor], list[Tensor]], object]] = []
         sizes = [*range(len(SIZES))] * 2  # of the maps: the inputs, and copies that may be changed
         for _ in range(random_.randint(4, 14)):
             self._add_step(random_, sizes)
@@ -46,12 +49,35 @@ class Program(nn.Module):
         pair = choose.choice([k for k, size in enumerate(sizes) if size == sizes[in_place]])
         factor = 2.0 ** (sizes[like] - sizes[i])
         g = choose.randrange(3)
+        smoothing, reduction = choose.choice([0.0, 0.1]), choose.choice(["none", "mean", "sum"])
 
         def by_size(x: list[Tensor]) -> Tensor:
             return F.interpolate(x[i], x[like].shape[2:], mode=mode)
 
         def by_scale(x: list[Tensor]) -> Tensor:
             return F.interpolate(x[i], scale_factor=factor, mode=mode)
+
+        def classes(x: list[Tensor]) -> Tensor:
+            return x[like].argmax(1)
+
+        def cross_entropy(x: list[Tensor]) -> Tensor:
+            return F.cross_entropy(
+                by_scale(x), classes(x), label_smoothing=smoothing, reduction=reduction
+            )
+
+        def likelihood(x: list[Tensor]) -> Tensor:
+            return F.nll_loss(
+                by_size(x).log_softmax(1), classes(x), self.gate.detach().repeat(2)[:4]
+            )
+
+        def binary_cross_entropy(x: list[Tensor]) -> Tensor:
+            masks = x[like].detach()
+            return F.binary_cross_entropy_with_logits(by_size(x), masks, reduction=reduction)
+
+        def several(x: list[Tensor]) -> Tensor:
+            logits = by_size(x)
+            share = (logits.argmax(1) == classes(x)).to(logits.dtype).mean()
+            return F.cross_entropy(logits, classes(x)) + share
 
         def in_part(x: list[Tensor]) -> None:
             x[in_place][:, 1:].mul_(number)
@@ -77,20 +103,31 @@ class Program(nn.Module):
             f"mul_ {in_place}": lambda x: x[in_place].mul_(number),
             f"part {in_place}": in_part,
         }
-        name = choose.choice([*list(makes)[:3] * 3, *makes, *changes])
+        ends: dict[str, Callable[[list[Tensor]], Tensor]] = {
+            f"cross entropy {i} {like} {mode} {reduction}": cross_entropy,
+            f"likelihood {i} {like} {mode}": likelihood,
+            f"binary {i} {like} {mode} {reduction}": binary_cross_entropy,
+            f"argmax {i} {like} {mode}": lambda x: by_scale(x).argmax(1, keepdim=True),
+            f"indices {i} {like} {mode}": lambda x: by_size(x).softmax(1).max(1)[1],
+            f"several {i} {like} {mode}": several,
+        }
+        name = choose.choice([*list(makes)[:3] * 3, *makes, *changes, *ends])
         self.text.append(name)
         if name in changes:
-            self.steps.append(changes[name])
+            self.steps.append(lambda x, _: changes[name](x))
+        elif name in ends:
+            self.steps.append(lambda x, found: found.append(ends[name](x)))
         else:
             make, size = makes[name]
             sizes.append(size)
-            self.steps.append(lambda x: x.append(make(x)))
+            self.steps.append(lambda x, _: x.append(make(x)))
 
     def forward(self, *inputs: Tensor) -> list[Tensor]:
         maps = [*inputs, *(x * 1.5 for x in inputs)]
+        found: list[Tensor] = []
         for step in self.steps:
-            step(maps)
-        return [maps[i] for i in self.results]
+            step(maps, found)
+        return [*(maps[i] for i in self.results), *found]
 
 
 def run(program: nn.Module, inputs: tuple[Tensor, ...], gradient: bool) -> list[Tensor] | None:
@@ -134,3 +171,9 @@ def test_random_programs(gradient: bool) -> None:
         compared += 1
     assert compared > PROGRAMS // 2
     assert operators["resample_sum"] > 2 and operators["resample_cat"] > 0
+    ends = (
+        "resample_cross_entropy",
+        "resample_binary_cross_entropy_with_logits",
+        "resample_argmax",
+    )
+    assert all(operators[name] > 0 for name in ends)

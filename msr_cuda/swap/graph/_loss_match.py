@@ -175,6 +175,8 @@ class LossMatcher:
         assert target is not None
         if result.dtype == torch.float64 and site.dtype != torch.float64:
             return ["its result is torch.float64"]
+        if site.operator != "resample_cross_entropy" and _spec.is_channels_last(result):
+            return ["PyTorch makes the result channels_last"]
         if loss.options["reduction"] not in ("none", "mean", "sum"):
             return [f"its reduction is {loss.options['reduction']!r}"]
         for name, x in tensors.items():
