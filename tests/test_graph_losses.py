@@ -192,6 +192,7 @@ DECISIONS: dict[str, tuple[Callable[..., Any], int, int]] = {
         lambda x, size: F.interpolate(x, size, mode="trilinear", align_corners=True).argmax(1), 3, 1
     ),
     "indices of max": (lambda x, size: F.interpolate(x, size).max(dim=1)[1], 2, 1),
+    "the first one": (lambda x, size: F.interpolate(x, size).topk(1, dim=1)[1], 2, 1),
     "of softmax": (
         lambda x, size: F.softmax(F.interpolate(x, size, mode="bicubic"), dim=1).argmax(1), 2, 1
     ),
@@ -351,6 +352,7 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
         ),
         "coordinates do not follow from the sizes",
     ),
+    "the first two": (lambda x, y: up(x, y).topk(2, dim=1)[0], "its result goes to topk"),
     "largest logits": (
         lambda x, y: up(x, y).max(1)[0],
         "the largest logits of max_1 are used, too",

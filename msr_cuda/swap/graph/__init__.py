@@ -23,9 +23,10 @@ place):
   no gradient is asked for;
 - followed by relu, relu6, leaky_relu (slope 0.01), silu, gelu (exact), hardswish or sigmoid;
 - logits that go to ``cross_entropy``, ``nll_loss`` of ``log_softmax``,
-  ``binary_cross_entropy_with_logits``, ``argmax`` or ``max`` over the classes (also of the softmax,
-  and with the winning probability), to one of these or to several, and to nothing else: each takes
-  the logits before the upsampling. Losses are computed in float32 and differentiable once.
+  ``binary_cross_entropy_with_logits``, ``argmax``, ``max`` or ``topk(1)`` over the classes (also of
+  the softmax, and with the winning probability), to one of these or to several, and to nothing
+  else: each takes the logits before the upsampling. Losses are computed in float32, and
+  differentiable once.
 
 A site is left alone, and the report says why, where the result could differ: the resampled map has
 other users, shapes are broadcast or not known to be equal, something in between writes to what is

@@ -98,7 +98,7 @@ def read_step(node: Node) -> Step | None:
 
 
 def part_of_pair(node: Node) -> Literal["values", "indices"] | None:
-    """Which result of ``torch.max`` a node takes out of the pair."""
+    """Which result of ``torch.max`` or ``topk`` a node takes out of the pair."""
     if node.op == "call_function" and len(node.args) == 2:
         what = node.args[1]
         if node.target is operator.getitem and what in (0, 1):
@@ -243,6 +243,12 @@ def _max(input: Any, dim: Any = None, keepdim: bool = False) -> Decision | None:
     return Decision(input, keepdim, pair=True) if _is_class_axis(input, dim) else None
 
 
+def _topk(
+    input: Any, k: Any, dim: Any = -1, largest: bool = True, sorted: bool = True
+) -> Decision | None:
+    return _max(input, dim, keepdim=True) if type(k) is int and k == 1 and largest else None
+
+
 def _is_class_axis(input: Any, dim: Any) -> bool:
     tensor = tensor_of(input)
     return tensor is not None and type(dim) is int and dim % tensor.dim() == 1
@@ -291,8 +297,9 @@ _ENDINGS: dict[Any, Reader] = {
     F.binary_cross_entropy_with_logits: _binary_cross_entropy,
     torch.argmax: _argmax,
     torch.max: _max,
+    torch.topk: _topk,
 }
-_ENDING_METHODS: dict[str, Reader] = {"argmax": _argmax, "max": _max}
+_ENDING_METHODS: dict[str, Reader] = {"argmax": _argmax, "max": _max, "topk": _topk}
 _ENDING_MODULES: dict[type, Reader] = {
     nn.CrossEntropyLoss: _cross_entropy_module,
     nn.NLLLoss: _nll_loss_module,
