@@ -36,6 +36,7 @@ ALLOWED = {
     "nn": {"functional"},
     "models": {"functional", "nn"},
     "swap": {"_pool", "_spec", "functional", "nn", "testing"},
+    "models": {"functional", "nn"},
     "testing": {"_pool", "_spec", "reference"},
     "__init__": {"_info", "_pool", "_version", "functional", "nn", "swap"},
 }
