@@ -186,12 +186,20 @@ class SegmentationNet(EncoderDecoder):
             logits, target.unsqueeze(1), mode=self.mode
         )
 
+    def decide(self, logits: Tensor, size: Sequence[int]) -> Tensor:
+        """``[N, *size]``: the class of each position, int64.
+
+        Args:
+            logits: what the network gives.
+            size: of the result.
+        """
+        if self.num_classes > 1:
+            classes = functional.resample_argmax(logits, size, mode=self.mode)
+            assert isinstance(classes, Tensor)
+            return classes
+        return (functional.resample(logits, size, mode=self.mode)[:, 0] > 0).long()
+
     @torch.no_grad()
     def predict(self, x: Tensor) -> Tensor:
         """``[N, *spatial]``: the class of each position of the image, int64."""
-        logits = self(x)
-        if self.num_classes > 1:
-            classes = functional.resample_argmax(logits, x.shape[2:], mode=self.mode)
-            assert isinstance(classes, Tensor)
-            return classes
-        return (functional.resample(logits, x.shape[2:], mode=self.mode)[:, 0] > 0).long()
+        return self.decide(self(x), x.shape[2:])
