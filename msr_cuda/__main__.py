@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from ._info import format_info, info
-from .swap import _command
+from .swap import _command as swap_command
+from .train import _command as train_command
 
 
 def _info_command(arguments: argparse.Namespace) -> int:
@@ -26,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     info_parser.add_argument("--json", action="store_true", help="for programs")
     info_parser.set_defaults(run=_info_command)
-    _command.add_parser(commands)
+    swap_command.add_parser(commands)
+    train_command.add_parser(commands)
     arguments = parser.parse_args(argv)
     return int(arguments.run(arguments))
 

@@ -16,7 +16,7 @@ ALLOWED = {
     "_pool": set(),
     "_spec": {"_pool"},
     "_info": {"_extension", "_version"},
-    "__main__": {"_info", "swap"},
+    "__main__": {"_info", "swap", "train"},
     "reference": {"_pool", "_spec"},
     "_ops": {"_extension", "_spec"},
     "autograd": {"_ops", "_spec", "reference"},
@@ -37,6 +37,7 @@ ALLOWED = {
     "models": {"functional", "nn"},
     "swap": {"_pool", "_spec", "functional", "nn", "testing"},
     "models": {"functional", "nn"},
+    "train": {"models"},
     "testing": {"_pool", "_spec", "reference"},
     "__init__": {"_info", "_pool", "_version", "functional", "nn", "swap"},
 }

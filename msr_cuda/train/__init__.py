@@ -1,0 +1,30 @@
+"""Training of the networks in :mod:`msr_cuda.models`: ``python -m msr_cuda train``.
+
+- :class:`Config`, a run's configuration; :func:`train` runs it
+- :func:`load_network` and :func:`normalized`: a trained network, and images as it takes them
+- :class:`TrainingError` and :class:`DataError`: what can go wrong and is not a bug
+
+Needs safetensors and Pillow; with tqdm, TensorBoard and Matplotlib there is more to see. All of it:
+``pip install 'msr-cuda[train]'``.
+"""
+
+from ._errors import DataError, TrainingError
+from .checkpoint import load_network
+from .config import Config
+from .digits import Digits
+from .metrics import Confusion
+from .networks import normalized
+from .runs import train
+from .trainer import Outcome
+
+__all__ = [
+    "Config",
+    "Confusion",
+    "DataError",
+    "Digits",
+    "Outcome",
+    "TrainingError",
+    "load_network",
+    "normalized",
+    "train",
+]
