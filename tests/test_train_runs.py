@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from training import (
 from msr_cuda.__main__ import main
 from msr_cuda.models import multiscale_resnet18
 from msr_cuda.train import Config, Confusion, TrainingError, checkpoint, load_network, train
+from msr_cuda.train._errors import require
 from msr_cuda.train.data import open_data
 from msr_cuda.train.networks import normalized
 from msr_cuda.train.processes import Processes
@@ -151,6 +153,45 @@ def test_the_best_checkpoint_is_that_of_the_best_epoch(
     assert all(torch.equal(v, kept[4][1][k]) for k, v in weights(config, LAST).items())
 
 
+def test_tensorboard_gets_every_epoch(
+    image_folder: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written: list[tuple[Any, ...]] = []
+
+    class Writer:
+        """As torch's SummaryWriter is called."""
+
+        def __init__(self, log_dir: str, purge_step: int) -> None:
+            written.append((log_dir, purge_step))
+
+        def __enter__(self) -> Writer:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            written.append(("closed",))
+
+        def add_scalar(self, tag: str, value: float, step: int) -> None:
+            written.append((tag, value, step))
+
+    module = types.SimpleNamespace(SummaryWriter=Writer)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    config = tiny(image_folder, tmp_path / "out")
+    history = train(config, console=QUIET).history
+    folder = str(Path(config.out) / "tensorboard")
+    for epoch, row in enumerate(history, 1):
+        assert (folder, epoch) in written
+        for name in ("train_loss", "val_loss", "accuracy", "mean_iou", "lr"):
+            assert (name, row[name], epoch) in written
+    assert written.count(("closed",)) == 2
+
+
+def test_a_missing_package_is_named() -> None:
+    with pytest.raises(TrainingError, match=r"nopackage is not installed; .* 'msr-cuda\[train\]'"):
+        require("nopackage")
+
+
 # The parts of a step
 
 
@@ -205,6 +246,7 @@ def test_gradients_are_clipped(image_folder: Path, tmp_path: Path) -> None:  # n
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "bfloat16": dict(amp="bfloat16"),
+    "float16": dict(amp="float16"),
     "channels_last": dict(channels_last=True),
     "deterministic": dict(deterministic=True),
     "no average": dict(ema=0.0),
@@ -355,6 +397,14 @@ def test_what_cannot_be_resumed(
     assert "state.pt: there is no run to resume" in said("--resume", "--out", nothing)
     assert "there is a run already; --resume goes on with it" in said("--config", toml(whole_run))
     assert "width: the run in" in said("--resume", "--out", whole_run.out, "--width", "8")
+    fewer = Config.from_dict(whole_run.to_dict() | {"out": str(tmp_path / "fewer")})
+    (tmp_path / "fewer").mkdir()
+    state = checkpoint.load_state(Path(whole_run.out) / STATE)
+    state["config"]["out"] = fewer.out
+    checkpoint.save_state(Path(fewer.out) / STATE, state | {"steps_per_epoch": 4})
+    assert "expected the 4 steps an epoch of the run, got 3" in said("--resume", "--out", fewer.out)
+    checkpoint.save_state(Path(fewer.out) / STATE, state | {"classes": ["cat", "dog"]})
+    assert "expected the classes ['cat', 'dog'] of the run" in said("--resume", "--out", fewer.out)
     damaged = tmp_path / "damaged"
     damaged.mkdir()
     content = (Path(whole_run.out) / STATE).read_bytes()
@@ -398,7 +448,7 @@ def test_too_large_a_learning_rate_is_noticed(
 ) -> None:
     config = tiny(image_folder, tmp_path / "out", lr=1e30, warmup=0.0, clip_norm=0.0, epochs=4)
     assert main(["train", "--config", toml(config)]) == 1
-    assert "A smaller --lr, a longer --warmup" in capsys.readouterr().err
+    assert "; a smaller --lr, a longer --warmup" in capsys.readouterr().err
 
 
 def test_a_full_disk_keeps_the_checkpoint(

@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class Outcome:
         interrupted: stopped by a signal; it can be resumed.
         parameters: of the network.
         seconds: that this process trained.
+        classes: their names.
     """
 
     history: list[dict[str, float]]
@@ -55,7 +56,7 @@ class Outcome:
     interrupted: bool
     parameters: int
     seconds: float
-    classes: list[str] = field(default_factory=list)
+    classes: list[str]
 
 
 class Trainer:
@@ -234,13 +235,13 @@ class Trainer:
         self._stopping = stops > 0
         for i, loss in enumerate(losses):
             if not math.isfinite(loss):
+                advice = "a smaller --lr, a longer --warmup or a smaller --clip-norm may help"
+                if self.config.amp == "float16":
+                    advice = f"--amp bfloat16 has a larger range; {advice}"
                 raise TrainingError(
                     f"the loss is {loss} at step {first + i} (epoch {len(self.history) + 1}): "
-                    "training stops, and the checkpoints from before are kept. A smaller --lr, a "
-                    "longer --warmup or a smaller --clip-norm may help"
-                    + ("; float16 has a small range: --amp bfloat16" * (
-                        self.config.amp == "float16"))
-                )  # fmt: skip
+                    f"training stops, and the checkpoints from before are kept; {advice}"
+                )
             self.loss_sum += loss / self.processes.size
 
     @torch.no_grad()
@@ -307,6 +308,7 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "step": self.step,
+            "steps_per_epoch": self.steps_per_epoch,
             "loss_sum": self.loss_sum,
             "history": self.history,
             "confusion": None if self.confusion is None else self.confusion.counts,
@@ -339,6 +341,11 @@ class Trainer:
             raise TrainingError(
                 f"{self.config.data}: expected the classes {state['classes']} of the run, got "
                 f"{self.data.classes}"
+            )
+        if state["steps_per_epoch"] != self.steps_per_epoch:
+            raise TrainingError(
+                f"{self.config.data}: expected the {state['steps_per_epoch']} steps an epoch of "
+                f"the run, got {self.steps_per_epoch}: the images or the processes are not as many"
             )
         source = str(self.out / STATE)
         checkpoint.load_exactly(self.network, state["network"], source)
