@@ -37,7 +37,7 @@ ALLOWED = {
     "models": {"functional", "nn"},
     "swap": {"_pool", "_spec", "functional", "nn", "testing"},
     "models": {"functional", "nn"},
-    "train": {"models"},
+    "train": {"models", "nn"},
     "testing": {"_pool", "_spec", "reference"},
     "__init__": {"_info", "_pool", "_version", "functional", "nn", "swap"},
 }

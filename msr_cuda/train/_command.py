@@ -58,10 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     except TrainingError as error:
         print(f"msr_cuda train: {error}", file=sys.stderr)
         return FAILED
-    if outcome.interrupted:
-        print("msr_cuda train: stopped; --resume goes on", file=sys.stderr)
-        return STOPPED
-    return 0
+    return STOPPED if outcome.interrupted else 0
 
 
 def _configuration(arguments: argparse.Namespace) -> Any:

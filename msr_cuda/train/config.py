@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..nn.fusion import FUSIONS
 from ._errors import TrainingError
 
 if sys.version_info >= (3, 11):
@@ -22,7 +23,6 @@ else:
 
 TASKS = ("classification", "segmentation")
 MODELS = ("resnet18", "resnet34", "resnet50")
-FUSIONS = ("sum", "softmax", "fast", "concat", "max", "attention", "scale")
 
 
 def _option(default: Any, text: str, choices: Sequence[str] = ()) -> Any:

@@ -174,7 +174,8 @@ class Folder(Dataset[tuple[Tensor, Tensor]]):
 
         path, label = self.files[index]
         image = _read(path, "RGB")
-        box, mirror = self._crop(index, *image.size)
+        width, height = image.size
+        box, mirror = self._crop(index, width, height)
         shape = (self.size, self.size)
         image = image.resize(shape, Image.Resampling.BILINEAR, box=box)
         if mirror:
@@ -183,12 +184,11 @@ class Folder(Dataset[tuple[Tensor, Tensor]]):
         if isinstance(label, int):
             return pixels, torch.tensor(label)
         mask = _read(label, None)
-        with Image.open(path) as original:
-            if mask.size != original.size:
-                raise DataError(
-                    f"{label}: expected a mask of {original.size[0]}x{original.size[1]}, as the "
-                    f"image {path.name} is, got {mask.size[0]}x{mask.size[1]}"
-                )
+        if mask.size != (width, height):
+            raise DataError(
+                f"{label}: expected a mask of {width}x{height}, as the image {path.name} is, got "
+                f"{mask.size[0]}x{mask.size[1]}"
+            )
         mask = mask.resize(shape, Image.Resampling.NEAREST, box=box)
         if mirror:
             mask = mask.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -230,7 +230,8 @@ def _read(path: Path, mode: str | None) -> Any:
             return image if mode is None else image.convert(mode)
     except UnidentifiedImageError as error:
         raise DataError(f"{path}: not an image that can be read") from error
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises at broken files
+    # What Pillow raises at broken files, and at ones of more pixels than an image can have.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: the image is broken: {error}") from error
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from . import checkpoint, report
 from ._errors import TrainingError
 from .config import Config
@@ -32,7 +34,9 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
         if console is None or not processes.is_first:
             console = Console(silent=not processes.is_first)
         outcome = Trainer(config, processes, console, resume=resume).run()
-        if processes.is_first and not outcome.interrupted:
+        if outcome.interrupted:
+            console.say(f"stopped; --resume --out {config.out} goes on")
+        elif processes.is_first:
             console.say(report.write(config, outcome))
     return outcome
 
@@ -43,8 +47,6 @@ def config_of_run(out: str) -> Config:
     Raises:
         TrainingError: there is none.
     """
-    from pathlib import Path
-
     state = checkpoint.load_state(Path(out) / STATE)
     if "config" not in state:
         raise TrainingError(f"{Path(out) / STATE}: not the state of a run")
