@@ -36,7 +36,6 @@ ALLOWED = {
     "nn": {"functional"},
     "models": {"functional", "nn"},
     "swap": {"_pool", "_spec", "functional", "nn", "testing"},
-    "models": {"functional", "nn"},
     "train": {"models", "nn"},
     "testing": {"_pool", "_spec", "reference"},
     "__init__": {"_info", "_pool", "_version", "functional", "nn", "swap"},

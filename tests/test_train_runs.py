@@ -365,7 +365,7 @@ def test_a_killed_process_resumes_bitwise(
     tmp_path: Path,
 ) -> None:
     """SIGKILL at some time after the first state; whenever that is, the end is the same."""
-    options = dict(epochs=6, save_steps=1, ema=0.9)
+    options = dict(epochs=6, save_steps=1, ema=0.9, optimizer="adamw", lr=0.003)
     config = tiny(image_folder, tmp_path / "killed", **options)
     process = subprocess.Popen(
         command("--config", toml(config)), env=environment(), stderr=subprocess.DEVNULL
@@ -439,6 +439,29 @@ def test_nan_stops_and_keeps_the_checkpoint(
     state = checkpoint.load_state(Path(config.out) / STATE)
     assert state["step"] == 3
     assert all(v.isfinite().all() for v in state["network"].values())
+
+
+def test_weights_that_are_not_finite_are_not_saved(
+    image_folder: Path,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The last step of the second epoch spoils them; no later loss could tell."""
+    config = tiny(image_folder, tmp_path / "out")
+    original = Trainer._train_step
+
+    def train_step(self: Trainer, images: Tensor, targets: Tensor) -> None:
+        original(self, images, targets)
+        if self.step == 6:
+            with torch.no_grad():
+                self.network.fc.bias.fill_(math.inf)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", train_step)
+        assert main(["train", "--config", toml(config)]) == 1
+    assert "fc.bias is not finite after step 6: training stops" in capsys.readouterr().err
+    assert checkpoint.load_state(Path(config.out) / STATE)["step"] == 3
+    assert all(v.isfinite().all() for v in weights(config).values())
 
 
 def test_too_large_a_learning_rate_is_noticed(

@@ -249,7 +249,7 @@ class Trainer:
         network: nn.Module = self.network if self.average is None else self.average.module
         network.eval()
         classes = len(self.data.classes)
-        counts = torch.zeros(classes**2 + 2, dtype=torch.float64)  # exact to 2^53
+        sums = torch.zeros(classes**2 + 1, dtype=torch.float64)  # counts are exact to 2^53
         for images, targets in validation_batches(
             self.data, self.config, self.processes.rank, self.processes.size
         ):
@@ -258,14 +258,13 @@ class Trainer:
                 logits = network(images)
                 loss = self._loss(logits, targets)
                 predicted = self._decide(network, logits, targets)
-            found = Confusion.of(predicted, targets, classes).counts.flatten().double().cpu()
-            mean = torch.stack(
-                [loss.double().cpu() * len(images), torch.tensor(len(images)).double()]
-            )
-            counts += torch.cat([found, mean])
-        counts = self.processes.total(counts).cpu()
-        matrix = counts[:-2].long().view(classes, classes)
-        return float(counts[-2] / counts[-1]), Confusion(matrix)
+            counts = Confusion.of(predicted, targets, classes).counts.flatten().double().cpu()
+            # The mean is over what has a class; NaN where nothing has.
+            total = loss.double().cpu() * counts.sum() if counts.any() else torch.zeros(())
+            sums += torch.cat([counts, total.double().view(1)])
+        sums = self.processes.total(sums).cpu()
+        matrix = sums[:-1].long().view(classes, classes)
+        return float(sums[-1] / sums[:-1].sum()), Confusion(matrix)
 
     def _loss(self, logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
         if isinstance(self.network, SegmentationNet):
@@ -315,14 +314,25 @@ class Trainer:
             "best": self.best,
         }
 
+    def _check_weights(self) -> None:
+        """The last step's loss was finite, but what it made of the weights may not be."""
+        for name, value in self.network.state_dict().items():
+            if not value.isfinite().all():
+                raise TrainingError(
+                    f"{name} is not finite after step {self.step}: training stops, and the "
+                    "checkpoints from before are kept; a smaller --lr may help"
+                )
+
     def _save_state(self) -> None:
         if self.processes.is_first:
+            self._check_weights()
             checkpoint.save_state(self.out / STATE, self._state())
 
     def _save_epoch(self, improved: bool) -> None:
         """Weights before the state: a state never claims more than there is."""
         if not self.processes.is_first:
             return
+        self._check_weights()
         network = self.network if self.average is None else self.average.module
         for name in (LAST, BEST) if improved else (LAST,):
             checkpoint.save_weights(self.out / name, network, self.config, self.data.classes)
