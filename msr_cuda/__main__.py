@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from ._info import format_info, info
 from .swap import _command as swap_command
 from .train import _command as train_command
+from .train import sealing
 
 
 def _info_command(arguments: argparse.Namespace) -> int:
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     info_parser.set_defaults(run=_info_command)
     swap_command.add_parser(commands)
     train_command.add_parser(commands)
+    sealing.add_parsers(commands)
     arguments = parser.parse_args(argv)
     return int(arguments.run(arguments))
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models import load_trunk
+from . import sealing
 from ._errors import TrainingError, require
 from .config import Config
 from .networks import build_network
@@ -63,17 +64,24 @@ def state_of(network: nn.Module) -> dict[str, Tensor]:
     return dict(network.state_dict())
 
 
-def load_network(path: str | Path) -> tuple[nn.Module, Config, list[str]]:
+def load_network(
+    path: str | Path, key: sealing.Key | None = None
+) -> tuple[nn.Module, Config, list[str]]:
     """A trained network, from one of the safetensors files that a run writes.
+
+    Args:
+        path: of the file, plain or sealed (:mod:`msr_cuda.train.sealing`).
+        key: of a sealed one.
 
     Returns:
         The network in evaluation, on the CPU; the configuration; the names of the classes. Images
         go through :func:`msr_cuda.train.normalized` first.
 
     Raises:
-        TrainingError: no such file, or one that no run has written.
+        TrainingError: no such file, or one that no run has written; another key, or a sealed file
+            that was changed.
     """
-    tensors, description = read_weights(path)
+    tensors, description = read_weights(path, key)
     if description is None:
         raise TrainingError(f"{path}: expected weights of a run, got others (no description)")
     config = Config.from_dict(description["config"])
@@ -83,13 +91,21 @@ def load_network(path: str | Path) -> tuple[nn.Module, Config, list[str]]:
     return network.eval(), config, classes
 
 
-def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+def read_weights(
+    path: str | Path, key: sealing.Key | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """The tensors of a safetensors file or a state_dict, and the description of the network.
+
+    Args:
+        path: of the file.
+        key: of a sealed safetensors file.
 
     Raises:
         TrainingError: it cannot be read, or has something else in it.
     """
     try:
+        if Path(path).suffix == sealing.SUFFIX:
+            return _read_sealed(path, key)
         if Path(path).suffix == ".safetensors":
             require("safetensors")
             from safetensors import SafetensorError, safe_open
@@ -113,6 +129,27 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | 
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
         raise TrainingError(f"{path}: expected a state_dict, got {type(found).__name__}")
     return found, None
+
+
+def _read_sealed(
+    path: str | Path, key: sealing.Key | None
+) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Of a safetensors file that was sealed; it is opened in memory, and nowhere else."""
+    require("safetensors")
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    if key is None:
+        raise TrainingError(f"{path}: it is sealed, and needs its key")
+    content = sealing.unseal(Path(path).read_bytes(), key, str(path))
+    try:
+        tensors = load(content)
+    except SafetensorError as error:
+        raise TrainingError(f"{path}: not a safetensors file that was sealed: {error}") from error
+    # The format: the header's length in 8 bytes, little-endian, then the header in JSON.
+    length = int.from_bytes(content[:8], "little")
+    text = json.loads(content[8 : 8 + length]).get("__metadata__", {}).get(_DESCRIPTION)
+    return tensors, None if text is None else json.loads(text)
 
 
 def load_exactly(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
