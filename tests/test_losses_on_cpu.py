@@ -41,6 +41,8 @@ LAYOUTS = ("contiguous", "channels_last", "gaps")
 REDUCTIONS = ("none", "mean", "sum")
 #: In the order of IndexType. The harness carries int16 as uint16.
 INDEX_TYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
+#: LogitWay in csrc/kernels/loss_launch.h.
+GENERAL, SHARED = 1, 2
 #: 0: as many as the launcher finds best, which for maps of so few logits is one.
 STRIP_ROWS = itertools.cycle((2, 0, 3, 1, 16, 5))
 KERNEL_TYPES = {
@@ -85,6 +87,21 @@ class Logits:
             f"{self.values.stride()}"
         )
 
+    def has_pairs(self) -> bool:
+        """Whether no axis has more than two taps."""
+        return self.mode <= _spec.LAST_TWO_TAP_MODE or self.values.shape[2:] == self.pixels[1:]
+
+    def shared(self, general: cases_io.Case, fits: bool = True) -> list[cases_io.Case]:
+        """A forward call by the general kernel and, where that is possible, by columns."""
+        rows, high = (1, *self.values.shape[2:])[-2], (1, *self.size)[-2]
+        found = [replace(general, arguments={**general.arguments, "way": GENERAL})]
+        if fits and self.has_pairs() and high >= 2 * rows:
+            kernels = [k.replace("_kernel<", "_columns_kernel<", 1) if i == 0 else k
+                       for i, k in enumerate(general.kernels)]  # fmt: skip
+            found.append(replace(general, name=f"by columns: {general.name}", kernels=kernels,
+                                 arguments={**general.arguments, "way": SHARED}))  # fmt: skip
+        return found
+
     def arguments(self) -> dict[str, cases_io.Argument]:
         return {
             "logits": cases_io.from_torch(self.values),
@@ -116,17 +133,16 @@ class Logits:
             {
                 **self.arguments(), **arguments, "grad": cases_io.from_torch(grad),
                 "logit_grads": empty(shape, channels_last, self.dtype),
-                "channels_last": int(channels_last), "gathered": 1,
+                "channels_last": int(channels_last), "way": GENERAL,
             },
             {"logit_grads": within(truth, self.dtype, norm)},
             self.kernels(f"{what}_backward_kernel"),
         )  # fmt: skip
-        windows = self.mode > _spec.LAST_TWO_TAP_MODE and self.values.shape[2:] != self.pixels[1:]
-        kernel = f"{what}_backward_kernel" if windows else f"{what}_strips_kernel"
+        kernel = f"{what}_strips_kernel" if self.has_pairs() else f"{what}_backward_kernel"
         rows = next(STRIP_ROWS)
         best = replace(
             gathered, name=f"best, strips of {rows}: {gathered.name}", kernels=self.kernels(kernel),
-            arguments={**gathered.arguments, "gathered": 0, "strip_rows": rows},
+            arguments={**gathered.arguments, "way": SHARED, "strip_rows": rows},
         )  # fmt: skip
         return [gathered, best]
 
@@ -202,7 +218,7 @@ def cross_entropy(
         "cross_entropy", loss, grad, channels_last, {**arguments, **saved},
         None if bad is None else wrong,
     )  # fmt: skip
-    return [forward, *backward]
+    return [*logits.shared(forward, fits=not soft), *backward]
 
 
 def binary_cross_entropy(
@@ -243,7 +259,7 @@ def binary_cross_entropy(
     return [forward, *backward]
 
 
-def argmax(logits: Logits, dtype: torch.dtype, with_probability: bool) -> cases_io.Case:
+def argmax(logits: Logits, dtype: torch.dtype, with_probability: bool) -> list[cases_io.Case]:
     index = logits.outer.detach().argmax(1)
     expected = {"index": Expected(index.to(dtype).numpy())}
     outputs: dict[str, cases_io.Argument] = {
@@ -255,11 +271,12 @@ def argmax(logits: Logits, dtype: torch.dtype, with_probability: bool) -> cases_
         outputs["probability"] = np.zeros(
             probability.shape, str(logits.accumulate).removeprefix("torch.")
         )
-    return cases_io.Case(
+    general = cases_io.Case(
         f"argmax {dtype} {with_probability} {logits.name}", "argmax",
         {**logits.arguments(), **outputs, "index_type": INDEX_TYPES.index(dtype)},
         expected, logits.kernels("argmax_kernel"),
     )  # fmt: skip
+    return logits.shared(general)
 
 
 def drawn() -> Iterator[cases_io.Case]:
@@ -298,7 +315,7 @@ def drawn() -> Iterator[cases_io.Case]:
             logits, mask, torch.rand(own) if kind != "soft" else None,
             torch.rand(mask.shape) + 0.5 if smoothing else None, reduction, channels_last,
         )  # fmt: skip
-        yield argmax(logits, (torch.int64, torch.int32, torch.uint8)[classes % 3], batch != 2)
+        yield from argmax(logits, (torch.int64, torch.int32, torch.uint8)[classes % 3], batch != 2)
 
 
 def targets_that_are_no_classes() -> Iterator[cases_io.Case]:
@@ -343,15 +360,15 @@ def logits_that_are_not_finite() -> Iterator[cases_io.Case]:
         values[0, chosen, 1, 2] = value
         logits = Logits(values, (6, 8), Mode.NEAREST)
         target = torch.randint(0, 20, logits.pixels)
-        yield cross_entropy(logits, target, reduction="none")[0]
-        yield argmax(logits, torch.int64, with_probability=False)
+        yield from cross_entropy(logits, target, reduction="none")[:2]
+        yield from argmax(logits, torch.int64, with_probability=False)
 
 
 def ties() -> Iterator[cases_io.Case]:
     """Of equal classes the first."""
     values = torch.randint(0, 2, (2, 19, 4, 4)).float()
     for dtype in (torch.uint8, torch.int32):
-        yield argmax(Logits(values, (9, 7), Mode.NEAREST), dtype, with_probability=True)
+        yield from argmax(Logits(values, (9, 7), Mode.NEAREST), dtype, with_probability=True)
 
 
 def large_ones() -> Iterator[cases_io.Case]:
@@ -400,8 +417,8 @@ def test_every_kernel_matches_the_reference(module: ModuleType, cases: list[case
     module.reset_launch_counts()
     failures = replay.replay(module, cases)
     assert not failures, "\n".join(f"{f.case.name}: {f.message}" for f in failures[:10])
-    # Seven kernels for four types, and what sums up for two accumulators.
-    assert len(instances.instances(module, __file__)) == 30
+    # Nine kernels for four types, and what sums up for two accumulators.
+    assert len(instances.instances(module, __file__)) == 38
     never = instances.never_launched(module, __file__)
     assert not never, f"never launched: {never}"
 

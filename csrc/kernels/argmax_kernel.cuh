@@ -2,6 +2,7 @@
 // thread for each pixel, which walks the classes.
 #pragma once
 
+#include "logit_columns.cuh"
 #include "logit_device.cuh"
 
 namespace msr {
@@ -23,6 +24,37 @@ MSR_HOST_DEVICE void store_index(void* data, IndexType type, int64_t offset, int
   }
 }
 
+// What is known of a pixel while its classes are walked.
+template <typename acc_t>
+class LargestClass {
+ public:
+  // Resampled logits of classes [first, first + count).
+  __device__ __forceinline__ void add(const ArgmaxParams& params, int64_t first, int count,
+                                      const acc_t (&values)[kClassesAtOnce]) {
+#pragma unroll
+    for (int k = 0; k < kClassesAtOnce; ++k) {
+      // NaN before any value, and the first of them, as in PyTorch.
+      const bool better = values[k] > largest_ || (values[k] != values[k] && largest_ == largest_);
+      if (k >= count || !better) continue;
+      largest_ = values[k];
+      which_ = static_cast<int32_t>(first) + k;
+    }
+    if (params.probability) sum_.add(values, count);
+  }
+
+  // After all classes.
+  __device__ __forceinline__ void end(const ArgmaxParams& params, const Position& p) const {
+    const int64_t offset = pixel_offset(params.logits, p.n, p.at[0], p.at[1], p.at[2]);
+    store_index(params.index, params.index_type, offset, which_);
+    if (params.probability) static_cast<acc_t*>(params.probability)[offset] = 1 / sum_.multiple();
+  }
+
+ private:
+  acc_t largest_ = -std::numeric_limits<acc_t>::infinity();
+  int32_t which_ = 0;
+  OnlineSum<acc_t> sum_;
+};
+
 template <typename T>
 __global__ void __launch_bounds__(kLogitThreads, blocks_at_once<logit_sum_t<T>>())
     argmax_kernel(ArgmaxParams params, LogitGrid grid) {
@@ -37,25 +69,35 @@ __global__ void __launch_bounds__(kLogitThreads, blocks_at_once<logit_sum_t<T>>(
     const LogitTaps<acc_t> depth(logits, grid, 0, p.at[0]);
     const LogitTaps<acc_t> rows(logits, grid, 1, p.at[1]);
     const LogitTaps<acc_t> columns(logits, grid, 2, p.at[2]);
-    acc_t largest = -std::numeric_limits<acc_t>::infinity();
-    int64_t which = 0;
-    OnlineSum<acc_t> sum;
+    LargestClass<acc_t> largest;
     for (int64_t first = 0; first < logits.logits.size[1]; first += kClassesAtOnce) {
       const int count = classes_in(logits, first);
       read_logits<T>(logits, p.n, depth, rows, columns, first, count, values);
-#pragma unroll
-      for (int k = 0; k < kClassesAtOnce; ++k) {
-        // NaN before any value, and the first of them, as in PyTorch.
-        const bool better = values[k] > largest || (values[k] != values[k] && largest == largest);
-        if (k >= count || !better) continue;
-        largest = values[k];
-        which = first + k;
-      }
-      if (params.probability) sum.add(values, count);
+      largest.add(params, first, count, values);
     }
-    store_index(params.index, params.index_type, i, which);
-    if (params.probability) static_cast<acc_t*>(params.probability)[i] = 1 / sum.multiple();
+    largest.end(params, p);
   }
+}
+
+template <typename T, typename acc_t>
+__device__ __forceinline__ void argmax_of_columns(const ArgmaxParams& params,
+                                                  const LogitGrid& grid) {
+  for_each_column(params.logits, grid, [&](const PixelColumn& column) {
+    LargestClass<acc_t> largest[kColumnRows];
+    visit_column<T, acc_t>(params.logits, grid, column,
+                           [&](int r, int64_t first, int count, const auto& values) {
+                             largest[r].add(params, first, count, values);
+                           });
+#pragma unroll
+    for (int r = 0; r < kColumnRows; ++r)
+      if (column.has(r)) largest[r].end(params, column.at(r));
+  });
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kColumnThreads, column_blocks_at_once<logit_sum_t<T>>())
+    argmax_columns_kernel(ArgmaxParams params, LogitGrid grid) {
+  argmax_of_columns<T, logit_sum_t<T>>(params, grid);
 }
 
 }  // namespace msr

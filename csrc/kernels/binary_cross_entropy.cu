@@ -50,13 +50,13 @@ const char* launch_binary_cross_entropy(const BinaryParams& params, LossReductio
 }
 
 const char* launch_binary_cross_entropy_backward(const BinaryParams& params, void* workspace,
-                                                 void* stream, const LogitGradsChoice& choice) {
+                                                 void* stream, const LogitChoice& choice) {
   LogitGrid grid;
   const char* error = plan_logits(params.logits, LogitPass::kBackward,
                                   class_blocks_of(params.logits), workspace, stream, grid);
   if (error || numel(grid.places) == 0) return error;
   grid.places.channels_last = params.logit_grads.channels_last;
-  const bool strips = !choice.gathered && fits_strips(params.logits);
+  const bool strips = choice.way != LogitWay::kGeneral && has_pairs(params.logits);
   const StripPlan plan = plan_strips(params.logits, choice.rows);
   with_logit_type(params.logits, [&](auto number) {
     start_backward<decltype(number)>(params, grid, plan, strips, stream);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "block_sum.cuh"
+#include "logit_columns.cuh"
 #include "logit_device.cuh"
 #include "logit_grads.cuh"
 
@@ -55,18 +56,20 @@ class CrossEntropyTerms {
   }
 
   // What classes [first, first + count) of a pixel count in its loss, besides its own class: from
-  // probabilities and smoothing. p.c is zero.
+  // probabilities (if kMayBeSoft) and smoothing. p.c is zero.
+  template <bool kMayBeSoft>
   __device__ void read_shares(const Position& p, int64_t first, int count,
                               acc_t (&shares)[kClassesAtOnce]) const {
     const Target& target = params_.target;
-    if (is_soft()) {
+    const bool soft = kMayBeSoft && is_soft();
+    if (soft) {
       read_classes(target.data, target.dtype,
                    offset_in(target.stride, p) + first * target.stride[1], target.stride[1], count,
                    shares);
     }
 #pragma unroll
     for (int k = 0; k < kClassesAtOnce; ++k) {
-      shares[k] = is_soft() ? fma(of_target(), shares[k], of_each()) : of_each();
+      shares[k] = soft ? fma(of_target(), shares[k], of_each()) : of_each();
       if (params_.weight && k < count) shares[k] *= weight(first + k);
     }
   }
@@ -92,83 +95,150 @@ struct PixelLoss {
   acc_t loss, weight;
 };
 
-template <typename T, typename acc_t>
-__device__ PixelLoss<acc_t> cross_entropy_at(const CrossEntropyParams& params,
-                                             const LogitGrid& grid,
-                                             const CrossEntropyTerms<acc_t>& terms,
-                                             const Position& p) {
-  const LogitParams& logits = params.logits;
-  const LogitTaps<acc_t> depth(logits, grid, 0, p.at[0]);
-  const LogitTaps<acc_t> rows(logits, grid, 1, p.at[1]);
-  const LogitTaps<acc_t> columns(logits, grid, 2, p.at[2]);
-  const bool soft = terms.is_soft(), smooths = terms.smooths();
-  const int64_t own = soft ? 0 : terms.class_at(p);
-  OnlineSum<acc_t> sum;
-  // weighted and shares: the sums of what each class counts, times its logit and alone.
-  acc_t picked = 0, weighted = 0, shares = 0;
-  acc_t values[kClassesAtOnce];
-  for (int64_t first = 0; first < logits.logits.size[1]; first += kClassesAtOnce) {
-    const int count = classes_in(logits, first);
-    read_logits<T>(logits, p.n, depth, rows, columns, first, count, values);
-    sum.add(values, count);
-    if (soft || smooths) {
+// What is known of a pixel while its classes are walked.
+template <typename acc_t, bool kMayBeSoft>
+class CrossEntropySum {
+ public:
+  __device__ void begin(const CrossEntropyTerms<acc_t>& terms, const Position& p) {
+    if (!is_soft(terms)) own_ = terms.class_at(p);
+  }
+
+  // Resampled logits of classes [first, first + count).
+  __device__ __forceinline__ void add(const CrossEntropyTerms<acc_t>& terms, const Position& p,
+                                      int64_t first, int count,
+                                      const acc_t (&values)[kClassesAtOnce]) {
+    sum_.add(values, count);
+    if (is_soft(terms) || terms.smooths()) {
       acc_t share[kClassesAtOnce];
-      terms.read_shares(p, first, count, share);
+      terms.template read_shares<kMayBeSoft>(p, first, count, share);
 #pragma unroll
       for (int k = 0; k < kClassesAtOnce; ++k) {
         if (k >= count) continue;
-        weighted = fma(share[k], values[k], weighted);
-        shares += share[k];
+        weighted_ = fma(share[k], values[k], weighted_);
+        shares_ += share[k];
       }
     }
 #pragma unroll
     for (int k = 0; k < kClassesAtOnce; ++k)
-      if (own == first + k) picked = values[k];
+      if (own_ == first + k) picked_ = values[k];
   }
-  const acc_t lse = sum.logarithm();
-  const int64_t offset = pixel_offset(logits, p.n, p.at[0], p.at[1], p.at[2]);
-  static_cast<acc_t*>(params.lse)[offset] = lse;
-  if (soft) {
-    static_cast<acc_t*>(params.target_sums)[offset] = shares;
-    return {lse * shares - weighted, 1};
-  }
-  if (own == CrossEntropyTerms<acc_t>::kIgnored) return {0, 0};
-  if (own == CrossEntropyTerms<acc_t>::kBad) {
-    if (params.bad_target) {
-      volatile BadTarget* const bad = params.bad_target;
-      bad->index = terms.index_at(p);
-      __threadfence_system();
-      bad->seen = 1;
-    }
-    return {std::numeric_limits<acc_t>::quiet_NaN(), 0};
-  }
-  const acc_t weight = terms.weight(own);
-  acc_t loss = terms.of_target() * weight * (lse - picked);
-  if (smooths) loss += lse * shares - weighted;
-  return {loss, weight};
-}
 
-// parts: of each block, or null.
+  // After all classes: writes what belongs to the pixel.
+  __device__ __forceinline__ PixelLoss<acc_t> end(const CrossEntropyParams& params,
+                                                  const CrossEntropyTerms<acc_t>& terms,
+                                                  const Position& p) const {
+    using Terms = CrossEntropyTerms<acc_t>;
+    const int64_t offset = pixel_offset(params.logits, p.n, p.at[0], p.at[1], p.at[2]);
+    const acc_t lse = sum_.logarithm();
+    static_cast<acc_t*>(params.lse)[offset] = lse;
+    PixelLoss<acc_t> found{0, 0};
+    if (is_soft(terms)) {
+      static_cast<acc_t*>(params.target_sums)[offset] = shares_;
+      found = {lse * shares_ - weighted_, 1};
+    } else if (own_ == Terms::kBad) {
+      if (params.bad_target) {
+        volatile BadTarget* const bad = params.bad_target;
+        bad->index = terms.index_at(p);
+        __threadfence_system();
+        bad->seen = 1;
+      }
+      found.loss = std::numeric_limits<acc_t>::quiet_NaN();
+    } else if (own_ != Terms::kIgnored) {
+      found.weight = terms.weight(own_);
+      found.loss = terms.of_target() * found.weight * (lse - picked_);
+      if (terms.smooths()) found.loss += lse * shares_ - weighted_;
+    }
+    if (params.loss) static_cast<acc_t*>(params.loss)[offset] = found.loss;
+    return found;
+  }
+
+ private:
+  __device__ static bool is_soft(const CrossEntropyTerms<acc_t>& terms) {
+    return kMayBeSoft && terms.is_soft();
+  }
+
+  int64_t own_ = CrossEntropyTerms<acc_t>::kIgnored;
+  OnlineSum<acc_t> sum_;
+  // weighted and shares: the sums of what each class counts, times its logit and alone.
+  acc_t picked_ = 0, weighted_ = 0, shares_ = 0;
+};
+
+// What the pixels of a thread, then those of its block, lose.
+template <typename acc_t>
+struct LossSum {
+  double loss = 0, weight = 0;
+
+  __device__ void add(const PixelLoss<acc_t>& pixel) {
+    loss += static_cast<double>(pixel.loss);
+    weight += static_cast<double>(pixel.weight);
+  }
+  // The whole block calls it. parts: of each block, or null.
+  template <int kThreads>
+  __device__ void store(double* shared, LossPart* parts) const {
+    if (!parts) return;
+    const double losses = block_sum<kThreads>(shared, loss);
+    const double weights = block_sum<kThreads>(shared, weight);
+    if (threadIdx.x == 0) parts[blockIdx.x] = {losses, weights};
+  }
+};
+
 template <typename T>
 __global__ void __launch_bounds__(kLogitThreads, blocks_at_once<logit_sum_t<T>>())
     cross_entropy_kernel(CrossEntropyParams params, LogitGrid grid, LossPart* parts) {
   using acc_t = logit_sum_t<T>;
   __shared__ double shared[kLogitThreads];
+  const LogitParams& logits = params.logits;
   const CrossEntropyTerms<acc_t> terms(params);
   const int64_t total = numel(grid.places);
   const int64_t step = static_cast<int64_t>(gridDim.x) * kLogitThreads;
-  double losses = 0, weights = 0;
+  LossSum<acc_t> losses;
+  acc_t values[kClassesAtOnce];
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kLogitThreads + threadIdx.x; i < total;
        i += step) {
-    const auto found = cross_entropy_at<T>(params, grid, terms, position_of(grid.places, i));
-    if (params.loss) static_cast<acc_t*>(params.loss)[i] = found.loss;
-    losses += static_cast<double>(found.loss);
-    weights += static_cast<double>(found.weight);
+    const Position p = position_of(grid.places, i);
+    const LogitTaps<acc_t> depth(logits, grid, 0, p.at[0]);
+    const LogitTaps<acc_t> rows(logits, grid, 1, p.at[1]);
+    const LogitTaps<acc_t> columns(logits, grid, 2, p.at[2]);
+    CrossEntropySum<acc_t, /*kMayBeSoft=*/true> sum;
+    sum.begin(terms, p);
+    for (int64_t first = 0; first < logits.logits.size[1]; first += kClassesAtOnce) {
+      const int count = classes_in(logits, first);
+      read_logits<T>(logits, p.n, depth, rows, columns, first, count, values);
+      sum.add(terms, p, first, count, values);
+    }
+    losses.add(sum.end(params, terms, p));
   }
-  if (!parts) return;
-  losses = block_sum<kLogitThreads>(shared, losses);
-  weights = block_sum<kLogitThreads>(shared, weights);
-  if (threadIdx.x == 0) parts[blockIdx.x] = {losses, weights};
+  losses.template store<kLogitThreads>(shared, parts);
+}
+
+// The losses of class indices, by columns.
+template <typename T, typename acc_t>
+__device__ __forceinline__ LossSum<acc_t> cross_entropy_of_columns(const CrossEntropyParams& params,
+                                                                   const LogitGrid& grid) {
+  const CrossEntropyTerms<acc_t> terms(params);
+  LossSum<acc_t> losses;
+  for_each_column(params.logits, grid, [&](const PixelColumn& column) {
+    CrossEntropySum<acc_t, /*kMayBeSoft=*/false> sums[kColumnRows];
+#pragma unroll
+    for (int r = 0; r < kColumnRows; ++r)
+      if (column.has(r)) sums[r].begin(terms, column.at(r));
+    visit_column<T, acc_t>(params.logits, grid, column,
+                           [&](int r, int64_t first, int count, const auto& values) {
+                             sums[r].add(terms, column.at(r), first, count, values);
+                           });
+#pragma unroll
+    for (int r = 0; r < kColumnRows; ++r)
+      if (column.has(r)) losses.add(sums[r].end(params, terms, column.at(r)));
+  });
+  return losses;
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kColumnThreads, column_blocks_at_once<logit_sum_t<T>>())
+    cross_entropy_columns_kernel(CrossEntropyParams params, LogitGrid grid, LossPart* parts) {
+  __shared__ double shared[kColumnThreads];
+  const auto losses = cross_entropy_of_columns<T, logit_sum_t<T>>(params, grid);
+  losses.template store<kColumnThreads>(shared, parts);
 }
 
 // What a pixel's gradients have in common: of class c it is
@@ -218,7 +288,7 @@ struct CrossEntropyPixel {
       if (k < count) values[k] = pixel.of_all * exp_of(values[k] - pixel.lse);
     if (terms.is_soft() || terms.smooths()) {
       acc_t share[kClassesAtOnce];
-      terms.read_shares(p, first, count, share);
+      terms.template read_shares<true>(p, first, count, share);
 #pragma unroll
       for (int k = 0; k < kClassesAtOnce; ++k)
         if (k < count) values[k] -= pixel.grad * share[k];

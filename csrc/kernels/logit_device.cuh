@@ -61,6 +61,13 @@ __device__ __forceinline__ Range readers_of(const LogitParams& params, const Log
   return grid.tables.readers(grid.tables.table[0][axis], params.axis[axis])[at];
 }
 
+// Rows, or columns, whose first tap is logit `at`, for rules of at most two taps.
+__device__ __forceinline__ Range begun_at(const LogitParams& logits, const LogitGrid& grid,
+                                          int axis, int32_t at) {
+  const int32_t begin = at > 0 ? readers_of(logits, grid, axis, at - 1).end : 0;
+  return {begin, readers_of(logits, grid, axis, at).end};
+}
+
 // Where a pixel is in a dense map [N, D, H, W] of the result's size.
 MSR_HOST_DEVICE int64_t pixel_offset(const LogitParams& params, int64_t n, int32_t z, int32_t y,
                                      int32_t x) {
@@ -93,6 +100,28 @@ __device__ __forceinline__ void read_classes(const void* data, DType dtype, int6
   }
 }
 
+// Adds row `h` of logits of classes [first, first + count), resampled along the other axes, to
+// sums.
+template <typename T, typename acc_t>
+__device__ __forceinline__ void add_line(const LogitParams& params, int64_t n,
+                                         const LogitTaps<acc_t>& depth, int32_t h, acc_t factor,
+                                         const LogitTaps<acc_t>& columns, int64_t first, int count,
+                                         acc_t (&sums)[kClassesAtOnce]) {
+  const int64_t (&stride)[kDims] = params.logits.stride;
+  const T* const line =
+      static_cast<const T*>(params.logits.data) + n * stride[0] + first * stride[1] + h * stride[3];
+  for (int32_t d = depth.begin(); d < depth.end(); ++d) {
+    const acc_t outer = depth[d] * factor;
+    for (int32_t w = columns.begin(); w < columns.end(); ++w) {
+      const acc_t weight = outer * columns[w];
+      const T* from = line + d * stride[2] + w * stride[4];
+#pragma unroll
+      for (int k = 0; k < kClassesAtOnce; ++k, from += stride[1])
+        if (k < count) sums[k] = fma(weight, widen<acc_t>(*from), sums[k]);
+    }
+  }
+}
+
 // Resampled logits of classes [first, first + count) at one pixel, whose taps are given. Those
 // beyond are zero.
 template <typename T, typename acc_t>
@@ -101,24 +130,10 @@ __device__ __forceinline__ void read_logits(const LogitParams& params, int64_t n
                                             const LogitTaps<acc_t>& rows,
                                             const LogitTaps<acc_t>& columns, int64_t first,
                                             int count, acc_t (&values)[kClassesAtOnce]) {
-  const int64_t (&stride)[kDims] = params.logits.stride;
-  const T* const image =
-      static_cast<const T*>(params.logits.data) + n * stride[0] + first * stride[1];
 #pragma unroll
   for (acc_t& value : values) value = 0;
-  for (int32_t d = depth.begin(); d < depth.end(); ++d) {
-    for (int32_t h = rows.begin(); h < rows.end(); ++h) {
-      const acc_t outer = depth[d] * rows[h];
-      const T* const row = image + d * stride[2] + h * stride[3];
-      for (int32_t w = columns.begin(); w < columns.end(); ++w) {
-        const acc_t factor = outer * columns[w];
-        const T* from = row + w * stride[4];
-#pragma unroll
-        for (int k = 0; k < kClassesAtOnce; ++k, from += stride[1])
-          if (k < count) values[k] = fma(factor, widen<acc_t>(*from), values[k]);
-      }
-    }
-  }
+  for (int32_t h = rows.begin(); h < rows.end(); ++h)
+    add_line<T>(params, n, depth, h, rows[h], columns, first, count, values);
 }
 
 // How many classes a block of them has.

@@ -81,13 +81,6 @@ struct StripPlan {
   int64_t blocks;         // of all
 };
 
-// Rows, or columns, whose first tap is logit `at`: what they read begins there.
-__device__ __forceinline__ Range begun_at(const LogitParams& logits, const LogitGrid& grid,
-                                          int axis, int32_t at) {
-  const int32_t begin = at > 0 ? readers_of(logits, grid, axis, at - 1).end : 0;
-  return {begin, readers_of(logits, grid, axis, at).end};
-}
-
 // The strips of block number `block`; all its threads call it.
 template <typename T, typename acc_t, typename Pixel>
 __device__ __forceinline__ void walk_strips(const LogitParams& logits, const LogitGrid& grid,

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "logit_columns.cuh"
 #include "logit_grads.cuh"
 #include "loss_launch.h"
 
@@ -18,11 +19,10 @@ inline bool sums_in_double(const LogitParams& logits) {
 }
 
 // Tables of the taps of every axis.
-inline WindowPlan plan_taps(const LogitParams& logits, LogitPass pass) {
+inline WindowPlan plan_taps(const LogitParams& logits) {
   WindowPlan plan{};
   for (int i = 0; i < kSpatialDims; ++i)
-    plan.add(plan.tables.table[0][i], logits.axis[i], /*readers=*/pass == LogitPass::kBackward,
-             sums_in_double(logits));
+    plan.add(plan.tables.table[0][i], logits.axis[i], /*readers=*/true, sums_in_double(logits));
   return plan;
 }
 
@@ -53,7 +53,7 @@ inline const char* plan_logits(const LogitParams& logits, LogitPass pass, int64_
   set_sizes(grid.places, sizes);
   grid.places.channels_last = false;
   if (numel(grid.places) == 0) return nullptr;
-  grid.tables = plan_taps(logits, pass).tables;
+  grid.tables = plan_taps(logits).tables;
   grid.tables.workspace = static_cast<unsigned char*>(workspace) + parts_bytes(logits, pass);
   Branch branch{};
   for (int i = 0; i < kSpatialDims; ++i) branch.axis[i] = logits.axis[i];
@@ -65,9 +65,32 @@ inline dim3 blocks_of(const LogitGrid& grid) {
 }
 
 // Whether every axis has at most two taps.
-inline bool fits_strips(const LogitParams& logits) {
+inline bool has_pairs(const LogitParams& logits) {
   return std::none_of(logits.axis, logits.axis + kSpatialDims,
                       [](const Axis& axis) { return is_windowed(axis.rule); });
+}
+
+// Whether a launch is of columns of pixels, and then makes its threads such. A thread has all rows
+// of pixels between two of logits, so there must be several; and columns enough for three blocks on
+// each multiprocessor of the largest GPUs.
+inline bool use_columns(const LogitParams& logits, const LogitChoice& choice, LogitGrid& grid) {
+  constexpr int64_t kWantedThreads = int64_t{396} * kColumnThreads;
+  const int64_t (&size)[kDims] = logits.logits.size;
+  const int64_t sizes[kDims] = {size[0], 1, logits.size[0], size[3], logits.size[2]};
+  const int64_t columns = sizes[0] * sizes[2] * sizes[3] * sizes[4];
+  if (choice.way == LogitWay::kGeneral || !has_pairs(logits) || logits.size[1] < 2 * size[3] ||
+      (choice.way == LogitWay::kBest && columns < kWantedThreads)) {
+    return false;
+  }
+  set_sizes(grid.places, sizes);
+  return true;
+}
+
+// As many as there are parts of sums for, or less: a block has half as many threads, but they have
+// two rows or more.
+inline dim3 blocks_of_columns(const LogitGrid& grid) {
+  const int64_t blocks = ceil_div(numel(grid.places), kColumnThreads);
+  return dim3(static_cast<unsigned>(std::min(blocks, kMaxLogitBlocks)));
 }
 
 // Rows of a strip: the more, the less is done twice; but three blocks for each multiprocessor of

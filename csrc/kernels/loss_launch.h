@@ -17,29 +17,33 @@ struct LossTotals {
   void* divisor;  // what a mean divides by, else 1; or null
 };
 
-// How gradients are made, see logit_grads.cuh: in strips wherever that is possible, or as a test
-// asks for it.
-struct LogitGradsChoice {
-  bool gathered;
-  int32_t rows;  // of a strip; 0: chosen from the sizes
+// Which kernels are launched: those that are general, those that share work between neighbours
+// (logit_columns.cuh, logit_grads.cuh) where they fit the maps, or what is best for their sizes.
+enum class LogitWay { kBest, kGeneral, kShared };
+
+// As a test asks for it.
+struct LogitChoice {
+  LogitWay way;
+  int32_t rows;  // of a strip of gradients; 0: chosen from the sizes
 };
-constexpr LogitGradsChoice kBestLogitGrads = {false, 0};
+constexpr LogitChoice kBestLogits = {LogitWay::kBest, 0};
 
 // A target that is neither a class nor ignored makes the loss NaN, and is told to
 // params.bad_target.
 const char* launch_cross_entropy(const CrossEntropyParams& params, const LossTotals& totals,
-                                 void* workspace, void* stream);
+                                 void* workspace, void* stream,
+                                 const LogitChoice& choice = kBestLogits);
 const char* launch_cross_entropy_backward(const CrossEntropyBackwardParams& params, void* workspace,
-                                          void* stream,
-                                          const LogitGradsChoice& choice = kBestLogitGrads);
+                                          void* stream, const LogitChoice& choice = kBestLogits);
 
 // With params.loss, or else with totals and `reduction`.
 const char* launch_binary_cross_entropy(const BinaryParams& params, LossReduction reduction,
                                         const LossTotals& totals, void* workspace, void* stream);
 const char* launch_binary_cross_entropy_backward(const BinaryParams& params, void* workspace,
                                                  void* stream,
-                                                 const LogitGradsChoice& choice = kBestLogitGrads);
+                                                 const LogitChoice& choice = kBestLogits);
 
-const char* launch_argmax(const ArgmaxParams& params, void* workspace, void* stream);
+const char* launch_argmax(const ArgmaxParams& params, void* workspace, void* stream,
+                          const LogitChoice& choice = kBestLogits);
 
 }  // namespace msr

@@ -4,7 +4,7 @@
 namespace msr {
 
 int64_t workspace_bytes(const LogitParams& logits, LogitPass pass) {
-  return parts_bytes(logits, pass) + plan_taps(logits, pass).bytes;
+  return parts_bytes(logits, pass) + plan_taps(logits).bytes;
 }
 
 const char* launch_loss_totals(const LossPart* parts, int64_t blocks, double divisor,

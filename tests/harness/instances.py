@@ -25,6 +25,8 @@ COVERED_BY = {
     "reduce_channels_last_kernel": "test_reduce_on_cpu.py",
     "cross_entropy_kernel": "test_losses_on_cpu.py",
     "cross_entropy_backward_kernel": "test_losses_on_cpu.py",
+    "cross_entropy_columns_kernel": "test_losses_on_cpu.py",
+    "argmax_columns_kernel": "test_losses_on_cpu.py",
     "cross_entropy_strips_kernel": "test_losses_on_cpu.py",
     "binary_cross_entropy_strips_kernel": "test_losses_on_cpu.py",
     "binary_cross_entropy_kernel": "test_losses_on_cpu.py",

@@ -56,6 +56,11 @@ void* output_or_null(const Arguments& a, const char* name) {
   return a.has(name) ? a.output(name).data : nullptr;
 }
 
+// way: as LogitWay; strip_rows: how many rows of logits a strip has; or absent.
+LogitChoice choice_of(const Arguments& a) {
+  return {static_cast<LogitWay>(integer_or_zero(a, "way")), integer_or_zero(a, "strip_rows")};
+}
+
 // bad_target [2]: the index of a bad one, and whether there was one.
 void cross_entropy(const Arguments& a) {
   CrossEntropyParams params = cross_entropy_params(a);
@@ -68,19 +73,13 @@ void cross_entropy(const Arguments& a) {
   *params.bad_target = {0, 0};
   const LossTotals totals{reduces ? loss : nullptr, a.output("divisor").data};
   const Workspace workspace(workspace_bytes(params.logits, LogitPass::kLoss));
-  check(launch_cross_entropy(params, totals, workspace.data(), nullptr));
+  check(launch_cross_entropy(params, totals, workspace.data(), nullptr, choice_of(a)));
 }
 
 Map grads_of(const Arguments& a) {
   Map grads = map_of(a.output("logit_grads"));
   grads.channels_last = a.integer("channels_last") != 0;
   return grads;
-}
-
-// gathered: whether gradients are to be made so, although strips may fit; strip_rows: how many rows
-// of logits those have. Or absent.
-LogitGradsChoice choice_of(const Arguments& a) {
-  return {integer_or_zero(a, "gathered") != 0, integer_or_zero(a, "strip_rows")};
 }
 
 void cross_entropy_backward(const Arguments& a) {
@@ -142,7 +141,7 @@ void argmax(const Arguments& a) {
   params.index_type = static_cast<IndexType>(a.integer("index_type"));
   params.probability = output_or_null(a, "probability");
   const Workspace workspace(workspace_bytes(params.logits, LogitPass::kDecision));
-  check(launch_argmax(params, workspace.data(), nullptr));
+  check(launch_argmax(params, workspace.data(), nullptr, choice_of(a)));
 }
 
 }  // namespace
