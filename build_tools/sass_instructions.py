@@ -179,15 +179,16 @@ def _lop3(block: Block, parts: list[str], operands: list[str]) -> Callable[[], N
     if _is_predicate(target):
         written, target, rest = target, operands[1], operands[2:]
     a, b, c = (block.integer(text) for text in rest[:3])
-    table, accumulate = int(rest[3], 0), rest[4]
-    if accumulate not in ("!PT", "!UPT"):
-        raise MachineError(f"operand {accumulate}")
+    # What the predicate says before is joined with what the result says.
+    table, before = int(rest[3], 0), block.predicate(rest[4])
+    join = np.logical_and if "PAND" in parts else np.logical_or
 
     def run() -> None:
         result = np.broadcast_to(_lookup(table, a(), b(), c()), block.threads)
+        joined = join(result != 0, before())
         block.write(target, result)
         if written:
-            block.write_predicate(written, result != 0)
+            block.write_predicate(written, joined)
 
     return run
 
@@ -571,10 +572,22 @@ def lanes_of(block: Block, mask: Mask) -> Words:
 
 
 def _vote(block: Block, parts: list[str], operands: list[str]) -> Callable[[], None]:
-    if parts != ["ANY"] or operands[1] != "UPT":
-        raise MachineError("a vote")
-    chosen = block.predicate(operands[2])
-    return lambda: block.write(operands[0], lanes_of(block, block.active & chosen()))
+    """To a register, the lanes that say yes; to a predicate, whether any or all of them do."""
+    *targets, voted = operands
+    if parts not in (["ANY"], ["ALL"]):
+        raise MachineError(f"vote {parts}")
+    chosen = block.predicate(voted)
+
+    def run() -> None:
+        yes = lanes_of(block, block.active & chosen())
+        needed = lanes_of(block, block.active) if parts == ["ALL"] else None
+        for target in targets:
+            if _is_predicate(target):
+                block.write_predicate(target, yes != 0 if needed is None else yes == needed)
+            else:
+                block.write(target, yes)
+
+    return run
 
 
 def _match(block: Block, parts: list[str], operands: list[str]) -> Callable[[], None]:

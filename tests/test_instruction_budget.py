@@ -137,6 +137,47 @@ def test_threads_that_part_are_issued_apart() -> None:
     assert block.issued.tolist() == [1] * 8 + [1] * 6
 
 
+def test_a_predicate_is_joined_with_one_before() -> None:
+    """LOP3 sets its predicate where the result is not zero, or (PAND: and) the other one is set."""
+    lines = """
+        /*0000*/                   S2R R0, SR_TID.X ;
+        /*0010*/                   LOP3.LUT P0, RZ, R0, 0x1, RZ, 0xc0, !PT ;
+        /*0020*/                   LOP3.LUT P1, RZ, R0, 0x2, RZ, 0xc0, P0 ;
+        /*0030*/                   LOP3.LUT.PAND P2, RZ, R0, 0x2, RZ, 0xc0, P0 ;
+        /*0040*/                   SEL R2, R0, RZ, P1 ;
+        /*0050*/               @P2 VIADD R2, R2, 0x64 ;
+        /*0060*/                   LDC.64 R4, c[0x0][0x210] ;
+        /*0070*/                   IMAD.WIDE.U32 R4, R0, 0x4, R4 ;
+        /*0080*/                   STG.E desc[UR4][R4.64], R2 ;
+        /*0090*/                   EXIT ;
+""".splitlines()
+    out = np.zeros(32, np.int32)
+    run(lines, 32, out)
+    assert out.tolist() == [(i if i & 3 else 0) + 100 * (i & 3 == 3) for i in range(32)]
+
+
+def test_lanes_of_a_warp_vote() -> None:
+    """Whether all lanes, or any, say yes: threads from 40 on do, some of the second warp."""
+    lines = """
+        /*0000*/                   S2R R0, SR_TID.X ;
+        /*0010*/                   ISETP.GE.U32.AND P0, PT, R0, 0x28, PT ;
+        /*0020*/                   VOTEU.ALL UP0, P0 ;
+        /*0030*/                   VOTEU.ANY UP1, P0 ;
+        /*0040*/                   VOTEU.ANY UR4, UPT, P0 ;
+        /*0050*/                   SEL R2, RZ, 0x1, !UP0 ;
+        /*0060*/                   SEL R3, RZ, 0x2, !UP1 ;
+        /*0070*/                   IADD3 R2, R2, R3, UR4 ;
+        /*0080*/                   LDC.64 R4, c[0x0][0x210] ;
+        /*0090*/                   IMAD.WIDE.U32 R4, R0, 0x4, R4 ;
+        /*00a0*/                   STG.E desc[UR4][R4.64], R2 ;
+        /*00b0*/                   EXIT ;
+""".splitlines()
+    out = np.zeros(96, np.uint32)
+    run(lines, 96, out)
+    some, every = 2 + 0xFFFFFF00, 3 + 0xFFFFFFFF & 0xFFFFFFFF
+    assert out.tolist() == [0] * 32 + [some] * 32 + [every] * 32
+
+
 def test_what_is_not_known_or_not_allowed_is_an_error() -> None:
     out = np.zeros(32, np.int32)
     with pytest.raises(sass.MachineError, match=r"unknown instruction: .*QUUX"):
