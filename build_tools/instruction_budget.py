@@ -62,7 +62,7 @@ SLACK = 1.02
 #: Lane instructions per element.
 ONE_INPUT, SEVERAL_INPUTS, BACKWARD = 20.0, 30.0, 36.0
 #: Blocks of each launch that are run; more where a launch has blocks of several kinds.
-SAMPLES, SAMPLES_OF_CAT = 2, 9
+SAMPLES, SAMPLES_OF_SEVERAL = 2, 9
 #: More than any workload needs.
 WORKSPACE_BYTES = 1 << 24
 NEAREST, LINEAR, CORNERS = Mode.NEAREST, Mode.LINEAR, Mode.LINEAR_ALIGN_CORNERS
@@ -84,6 +84,7 @@ class Workload:
         cat: concatenated, not summed.
         relu: an activation; with ``mask``, what the backward needs of it is saved or read.
         weights: there are weights; backward: their gradients are wanted.
+        by_channel: each channel has weights of its own.
         channels_last: the layout of all maps.
         dtype: of all maps.
     """
@@ -98,6 +99,7 @@ class Workload:
     relu: bool = True
     mask: bool = True
     weights: bool = False
+    by_channel: bool = False
     channels_last: bool = False
     dtype: str = "float16"
 
@@ -150,6 +152,8 @@ def workloads() -> list[Workload]:
         Workload("backward: bilinear x2 + base, ReLU", "spread", size, one, LINEAR, BACKWARD),
         Workload("backward: x2 + base, weights' gradients", "spread", size, one, LINEAR, BACKWARD,
                  weights=True),
+        Workload("backward: x2 + base, gradients of channels' weights", "spread", size, one, LINEAR,
+                 BACKWARD, weights=True, by_channel=True),
         Workload("backward: bilinear x2, x4, x8 + base, ReLU", "spread", size, three, LINEAR,
                  BACKWARD),
         Workload("backward: x2, x4, x8 + base, weights' gradients", "spread", size, three, LINEAR,
@@ -204,10 +208,11 @@ def arguments_of(workload: Workload) -> dict[str, Any]:
     """The harness's arguments, all values zero: none of them decides what is executed."""
     count, layout = len(workload.maps), int(workload.channels_last)
     bits = np.zeros(4 * -(-int(np.prod(workload.size)) // 32), np.uint8)
+    weights = (1, count, workload.size[1]) if workload.by_channel else (count,)
     arguments: dict[str, Any] = {
         "modes": np.full(count, int(workload.mode)), "cat": int(workload.cat),
         "channels_last": layout, "acc_is_double": 0,
-        "weights": np.ones(count, np.float32) if workload.weights else None,
+        "weights": np.ones(weights, np.float32) if workload.weights else None,
         "choice": np.zeros(0, np.int64), "workspace": np.zeros(WORKSPACE_BYTES, np.uint8),
     }  # fmt: skip
     maps = [_map(shape, workload) for shape in workload.maps]
@@ -223,7 +228,7 @@ def arguments_of(workload: Workload) -> dict[str, Any]:
             "grads_channels_last": (1 << count) - 1 if layout else 0,
             "gate": bits if workload.relu else None,
             "values": [_map(s, workload) for s in workload.maps] if workload.weights else None,
-            "dots": np.zeros(count, np.float32) if workload.weights else None,
+            "dots": np.zeros(weights, np.float32) if workload.weights else None,
         }  # fmt: skip
     return arguments
 
@@ -376,7 +381,8 @@ def count(harness: ModuleType, codes: dict[str, Code], workload: Workload) -> li
         if launch.kernel not in codes:
             raise KeyError(f"{launch.kernel} is launched, but not in the machine code")
         code = codes[launch.kernel]
-        chosen = sampled(launch.blocks, SAMPLES_OF_CAT if workload.cat else SAMPLES)
+        several = workload.cat or len(workload.maps) > 2
+        chosen = sampled(launch.blocks, SAMPLES_OF_SEVERAL if several else SAMPLES)
         issued = run_launch(code, launch, memory_of(arguments), chosen)
         issued = issued * sass_machine.WARP
         found.append(Count(launch, code, float(issued.sum()), issued))

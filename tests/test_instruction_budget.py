@@ -218,6 +218,12 @@ def test_machine_code_gives_what_the_compiled_source_gives(
         for name in wanted
         for kernel in (reduce.PLANAR, reduce.CHANNELS_LAST)
     ]
+    extended = {case.name: case for case in reduce.extended_cases()}
+    cases += [
+        reduce.table_case(extended[name], kernel, 8, HALF)
+        for name in ("channels", "leaky", "pixels")
+        for kernel in (reduce.PLANAR, reduce.CHANNELS_LAST)
+    ]
     for number, case in enumerate(expand.expand_cases()):
         if number % 9 == 0:
             torch.manual_seed(number)
@@ -266,13 +272,15 @@ def test_names_are_those_of_the_harness(harness: ModuleType) -> None:
     assert name("void msr::f<msr::Half, (int)8, (bool)0>(msr::P)") == "msr::f<msr::Half, 8, false>"
     assert name("msr::f(msr::P)") == "msr::f"
     (launch,) = budget.launches_of(harness, "spread", budget.arguments_of(X2))
-    assert launch.kernel == name("void msr::reduce_planar_kernel<msr::Half, (int)8, (int)8>(int)")
+    assert launch.kernel == name(
+        "void msr::reduce_planar_kernel<msr::Half, (int)8, (int)8, (int)2>(int)"
+    )
 
 
 def test_an_instance_that_is_not_there_fails(harness: ModuleType) -> None:
     row = budget.check(harness, {}, X2)
     assert not row.is_good
-    assert "reduce_planar_kernel<msr::Half, 8, 8> is launched, but not in the machine code" in (
+    assert "reduce_planar_kernel<msr::Half, 8, 8, 2> is launched, but not in the machine code" in (
         row.verdict
     )
 
@@ -295,7 +303,7 @@ def test_verdicts(capsys: pytest.CaptureFixture[str]) -> None:
 @needs_compiler
 def test_a_kernel_made_worse_is_reported(harness: ModuleType, tmp_path: Path) -> None:
     """On purpose: the optimiser held back, and too few registers."""
-    kernels = ["msr::reduce_planar_kernel<msr::Half, 8, 8>"]
+    kernels = ["msr::reduce_planar_kernel<msr::Half, 8, 8, 2>"]
     good = budget.check(harness, compiled(tmp_path, kernels), X2)
     assert good.verdict == "ok" and good.per_element > 10
     # Held to what the shipped kernel costs.

@@ -12,14 +12,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from cases import CASES, EXTENDED_CASES, WINDOW_CASES, Case
 from harness import build, cases_io, instances, replay
 from harness.cases_io import Expected
+from kernel_truth import Truth
 from torch import Tensor
 
+import msr_cuda
 from msr_cuda import _spec, reference, testing
 from msr_cuda._spec import Mode
 
@@ -45,6 +49,7 @@ class Spread:
         wanted: which branches are; all by default.
         offset: elements between the gradient's aligned storage and itself.
         vector, group, strip_rows, aligned: of SpreadChoice.
+        maps: the branches' dtype, where it is not the gradient's.
     """
 
     grad: Shape
@@ -60,6 +65,7 @@ class Spread:
     group: int = 3
     strip_rows: int = 0
     aligned: bool = True
+    maps: torch.dtype | None = None
 
     def mode(self, i: int) -> Mode:
         return self.modes if isinstance(self.modes, Mode) else self.modes[i]
@@ -106,6 +112,7 @@ def kernel_case(
     grad = torch.randn(spread.grad, generator=generator).to(dtype)
     gate = torch.rand(spread.grad, generator=generator) < 0.5 if spread.gate else None
     gated = grad.double() * gate if gate is not None else grad.double()
+    maps = spread.maps or dtype
     count = len(spread.branches)
     weights = torch.randn(count, generator=generator) if spread.weights else None
     grads: list[cases_io.ArrayLike] = []
@@ -123,11 +130,11 @@ def kernel_case(
         unweighted = adjoint(part, shape, mode, scales)
         norm = testing.gradient_term_norm(part * factor, shape, mode, scales)
         truth = unweighted * factor
-        allowed = testing.allowed_error(truth, dtype, norm)
+        allowed = testing.allowed_error(truth, maps, norm)
         is_wanted = spread.wanted is None or i in spread.wanted
         expected.append(Expected(truth.numpy(), 0.0, allowed.numpy()) if is_wanted else None)
-        grads.append(cases_io.from_torch(laid_out(torch.zeros(shape, dtype=dtype), channels_last)))
-        value = torch.randn(shape, generator=generator).to(dtype)
+        grads.append(cases_io.from_torch(laid_out(torch.zeros(shape, dtype=maps), channels_last)))
+        value = torch.randn(shape, generator=generator).to(maps)
         values.append(cases_io.from_torch(laid_out(value, channels_last)))
         resampled = reference.resample_map(value.double(), spread.grad[2:], mode, scales)
         dots.append((unweighted * value.double()).sum())
@@ -168,13 +175,13 @@ def aligned_name(dtype: torch.dtype, vector: int, group: int) -> str:
     return f"reduce_aligned_kernel<{NAMES[dtype]}, {vector}, {group}>"
 
 
-def planar_name(dtype: torch.dtype, vector: int) -> str:
-    columns = 4 if dtype == torch.float32 or vector == 1 else 8
-    return f"reduce_planar_kernel<{NAMES[dtype]}, {vector}, {columns}>"
+def planar_name(dtype: torch.dtype, vector: int, rows: int = 2) -> str:
+    columns = 4 if dtype == torch.float32 or vector == 1 or rows == 4 else 8
+    return f"reduce_planar_kernel<{NAMES[dtype]}, {vector}, {columns}, {rows}>"
 
 
-def last_name(dtype: torch.dtype, vector: int) -> str:
-    return f"reduce_channels_last_kernel<{NAMES[dtype]}, {vector}>"
+def last_name(dtype: torch.dtype, vector: int, rows: int = 2) -> str:
+    return f"reduce_channels_last_kernel<{NAMES[dtype]}, {vector}, {rows}>"
 
 
 def aligned_cases() -> list[cases_io.Case]:
@@ -339,8 +346,113 @@ def channels_last_cases() -> list[cases_io.Case]:
     return found
 
 
+def narrow_cases() -> list[cases_io.Case]:
+    """Gradients in float32 of maps of two bytes, as activations that are computed again leave."""
+    found = []
+    for maps in (torch.float16, torch.bfloat16):
+        for wanted in (None, (1,)):
+            spread = Spread((2, 8, 8, 16), ((2, 8, 8, 16), (2, 8, 4, 8)), weights=wanted is None,
+                            wanted=wanted, maps=maps)  # fmt: skip
+            name = f"narrow {maps} {wanted}"
+            float32 = torch.float32
+            found += [
+                kernel_case(name, spread, PLANAR, float32, [aligned_name(float32, 4, 1)]),
+                kernel_case(name, replace(spread, aligned=False), PLANAR, float32,
+                            [planar_name(float32, 4)]),
+                kernel_case(name, replace(spread, vector=1), PLANAR, float32,
+                            [planar_name(float32, 1)]),
+                kernel_case(name, spread, CHANNELS_LAST, float32, [last_name(float32, 4)]),
+            ]  # fmt: skip
+    return found
+
+
+def extended_cases() -> list[Case]:
+    """Windows, and all that a gradient may be multiplied with, on maps of whole vectors."""
+    linear: dict[str, Any] = {"mode": "linear"}
+    cubic: dict[str, Any] = {"mode": "bicubic"}
+    pair = ((2, 16, 6, 16), (2, 16, 3, 8))
+    wide = ((1, 8, 4, 1100), (1, 8, 2, 550))
+    gates = {**linear, "activation": "leaky_relu"}
+    pool = msr_cuda.Pool("avg", 3, 2, 1)
+    return [
+        Case("x2", "resample", ((2, 16, 5, 8),), {**cubic, "size": (10, 16)}),
+        Case("x4", "resample", ((1, 8, 5, 6),), {**cubic, "size": (20, 24)}),
+        Case("by any ratio", "resample", ((1, 8, 5, 7),), {**cubic, "size": (13, 16)}),
+        Case("down", "resample", ((1, 8, 13, 19),), {**cubic, "size": (6, 8)}),
+        Case("corners", "resample", ((1, 8, 5, 7),),
+             {**cubic, "size": (9, 16), "align_corners": True}),
+        Case("factor", "resample", ((1, 8, 7, 5),), {**cubic, "scale_factor": (1.5, 2.5)}),
+        Case("area", "resample", ((1, 8, 5, 7),), {"mode": "area", "size": (11, 16)}),
+        Case("antialias", "resample", ((1, 8, 5, 7),),
+             {**linear, "antialias": True, "size": (10, 16)}),
+        Case("pool", "resample_sum", ((2, 8, 4, 8), (2, 8, 8, 16)), {"mode": ["nearest", pool]}),
+        Case("tiles", "resample_sum", wide, {**cubic, "activation": "relu"}),
+        Case("rows", "resample_sum", ((1, 8, 130, 8), (1, 8, 65, 4)), cubic, weights=True),
+        Case("window, weights", "resample_sum", pair, {**cubic, "activation": "relu"},
+             parameters={"weights": (2, 2, 16)}),
+        Case("channels", "resample_sum", pair, {**linear, "activation": "relu"},
+             parameters={"weights": (2, 16)}),
+        Case("channels of images", "resample_sum", pair, linear,
+             parameters={"weights": (2, 2, 16)}),
+        Case("images", "resample_sum", pair, linear, parameters={"weights": (2, 2, 1)}),
+        Case("many images", "resample_sum", ((40, 8, 2, 8), (40, 8, 1, 4)), linear,
+             parameters={"weights": (40, 2, 8)}),
+        Case("channels, wide", "resample_sum", ((1, 8, 4, 2400), (1, 8, 2, 1200)), linear,
+             parameters={"weights": (2, 8)}),
+        Case("channels, many branches", "resample_sum",
+             ((2, 16, 8, 16), (2, 16, 4, 8), (2, 16, 2, 4), (2, 16, 8, 16)), linear,
+             parameters={"weights": (4, 16), "bias": (16,)}),
+        Case("channels, 3-D", "resample_sum", ((1, 8, 4, 6, 8), (1, 8, 2, 3, 4)), linear,
+             parameters={"weights": (2, 8)}),
+        Case("affine", "resample_sum", pair, {**linear, "activation": "relu"},
+             parameters={"scale": (16,), "bias": (16,)}),
+        Case("leaky", "resample_sum", pair, gates),
+        Case("leaky, weights", "resample_sum", pair, gates, parameters={"weights": (2, 16)}),
+        Case("leaky, 3-D", "resample_sum", ((1, 8, 4, 6, 8), (1, 8, 2, 3, 4)), gates),
+        Case("pixels", "resample_sum", pair, {**linear, "activation": "relu"},
+             parameters={"weights": (2, 2, 1, 6, 16)}),
+        Case("pixels of all images", "resample_sum", pair, gates,
+             parameters={"weights": (1, 2, 1, 6, 16)}),
+        Case("maximum", "resample_max", (*pair, (2, 16, 2, 5)), {**linear, "activation": "relu"}),
+    ]  # fmt: skip
+
+
+def table_case(case: Case, kernel: int, vector: int, dtype: torch.dtype) -> cases_io.Case:
+    """The spread of a case of a table, whose branches the kernel takes that it can."""
+    layout = "channels_last" if kernel == CHANNELS_LAST else "contiguous"
+    laid = replace(case, layouts=case.layouts or (layout,) * len(case.shapes))
+    torch.manual_seed(sum(map(ord, case.name)))
+    spread = Truth(laid, dtype).spread()
+    # Truth's own gradients are planar ones now and then.
+    grad = spread.arguments["grad"]
+    if kernel == CHANNELS_LAST:
+        assert isinstance(grad, np.ndarray | cases_io.Carried)
+        last = np.ascontiguousarray(np.moveaxis(cases_io.elements(grad), 1, -1))
+        grad = cases_io.like(grad, np.moveaxis(last, -1, 1))
+    arguments = {**spread.arguments, "grad": grad,
+                 "choice": np.array([kernel, vector, 3, 4, 1])}  # fmt: skip
+    name = f"{spread.name} {layout} {vector}"
+    return cases_io.Case(name, spread.function, arguments, spread.expected, [])
+
+
+def table_cases() -> list[cases_io.Case]:
+    found = []
+    for case in extended_cases():
+        for dtype in NAMES:
+            for kernel in (PLANAR, CHANNELS_LAST):
+                for vector in (8, 1) if case.name in ("x2", "leaky", "channels") else (8,):
+                    found.append(table_case(case, kernel, vector, dtype))
+    # Everything that the operators are tested with.
+    dtypes = list(NAMES)
+    for number, case in enumerate([*CASES, *WINDOW_CASES, *EXTENDED_CASES]):
+        is_row = len(case.shapes[0]) == 3  # which have no layout of channels
+        kernel = PLANAR if is_row or number % 2 else CHANNELS_LAST
+        found.append(table_case(case, kernel, 8, dtypes[number % 3]))
+    return found
+
+
 def reduce_cases() -> list[cases_io.Case]:
-    return aligned_cases() + planar_cases() + channels_last_cases()
+    return aligned_cases() + planar_cases() + channels_last_cases() + narrow_cases() + table_cases()
 
 
 @pytest.fixture(scope="module")
@@ -451,7 +563,9 @@ PLANS = {
                                    (1, 4096)),
     "rows beyond shared memory": ((1, 1, 1, 10**6, 8), (1, 1, 1, 1, 4), False, 0, 0, 0, (1, 4096)),
     "columns beyond a tile": ((1, 1, 1, 8, 10**6), (1, 1, 1, 4, 1), False, 0, 0, 0, (1, 4096)),
-    "columns beyond shared memory": ((1, 8, 1, 8, 10**5), (1, 8, 1, 4, 10**4), True, 0, 0, 0,
+    "columns in many tiles": ((1, 8, 1, 8, 10**5), (1, 8, 1, 4, 10**4), True, 0, CHANNELS_LAST, 4,
+                              (264, 1e4)),
+    "columns beyond shared memory": ((1, 8, 1, 8, 10**5), (1, 8, 1, 4, 10), True, 0, 0, 0,
                                      (1, 4096)),
     "float64": ((1, 8, 1, 8, 8), (1, 8, 1, 4, 4), False, 3, 0, 0, (1, 4096)),
 }  # fmt: skip
@@ -475,6 +589,7 @@ def test_plans(module: ModuleType, name: str) -> None:
     assert found[3] <= 48 * 1024
 
 
+@pytest.mark.parametrize("kernel", [PLANAR, CHANNELS_LAST])
 @pytest.mark.parametrize(
     ("macro", "sanitize", "report"),
     [
@@ -483,11 +598,15 @@ def test_plans(module: ModuleType, name: str) -> None:
         ("MSR_FAULT_MISSING_BARRIER", False, r"depends on the order of threads"),
     ],
 )  # fmt: skip
-def test_a_planted_fault_is_found(macro: str, sanitize: bool, report: str, tmp_path: Path) -> None:
-    call = kernel_case("fault", Spread((2, 3, 9, 24), ((2, 3, 5, 11),)), PLANAR, torch.float32, [])
+def test_a_planted_fault_is_found(
+    macro: str, sanitize: bool, report: str, kernel: int, tmp_path: Path
+) -> None:
+    shapes = Spread((2, 3, 9, 24), ((2, 3, 5, 11),))
+    call = kernel_case("fault", shapes, kernel, torch.float32, [])
     path = tmp_path / "cases.npz"
     cases_io.write_cases(path, [call])
-    fault = build.Fault(macro, "reduce_planar.cu")
+    files = {PLANAR: "reduce_planar.cu", CHANNELS_LAST: "reduce_channels_last.cu"}
+    fault = build.Fault(macro, files[kernel])
     done = replay.replay_apart(path, sanitize=sanitize, fault=fault)
     said = done.stdout + done.stderr
     assert done.returncode not in (0, -11), said

@@ -183,19 +183,15 @@ inline void set_order(GatherParams& params) {
   }
 }
 
-// Whether a call has only what the fast CUDA paths know.
-inline bool is_plain(const Weights& weights, const Branch* branches, int32_t count) {
-  if (weights.data && (!weights.per_branch() || weights.count != count)) return false;
-  for (int b = 0; b < count; ++b) {
-    for (const Axis& axis : branches[b].axis)
+// Whether a call has only what the plain kernels of EXPAND know.
+inline bool is_plain(const GatherParams& params) {
+  const Weights& weights = params.weights;
+  if (weights.data && (!weights.per_branch() || weights.count != params.num_branches)) return false;
+  for (int b = 0; b < params.num_branches; ++b) {
+    for (const Axis& axis : params.branches[b].axis)
       if (axis.transposed || is_windowed(axis.rule)) return false;
   }
-  return true;
-}
-
-inline bool is_plain(const GatherParams& params) {
-  return is_plain(params.weights, params.branches, params.num_branches) &&
-         params.reduction == Reduction::kSum && params.activation <= Activation::kRelu &&
+  return params.reduction == Reduction::kSum && params.activation <= Activation::kRelu &&
          params.dense && !params.accumulate && !params.pixel_weights.data && !params.grad &&
          params.gate_off == 0;
 }
@@ -216,13 +212,9 @@ struct SpreadParams {
   const void* index[kMaxBranches];  // as in GatherParams, in the order of the gate's bits
   bool wide_index[kMaxBranches];
   double* partial_dots;  // parts of the weights' gradients (spread_blocks.h), or null
-  // Which part of the work belongs to which branch: blocks [block_begin[i], block_begin[i + 1]).
+  int64_t part_begin[kMaxBranches + 1];  // those of branch i: [part_begin[i], part_begin[i + 1])
+  // Blocks of the general kernel for each branch: [block_begin[i], block_begin[i + 1]).
   int64_t block_begin[kMaxBranches + 1];
 };
-
-inline bool is_plain(const SpreadParams& params) {
-  return is_plain(params.weights, params.branches, params.num_branches) &&
-         !params.pixel_weights.data && params.gate_stride == 0 && params.gate_off == 0;
-}
 
 }  // namespace msr

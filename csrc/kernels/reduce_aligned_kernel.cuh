@@ -124,85 +124,86 @@ __device__ __forceinline__ void add_row(const AlignedForm& form, const RowWindow
 
 // Stores the first `count` values: V / 2, V / 4 or V / 8 of them.
 template <typename T, int V>
-__device__ __forceinline__ void store_some(T* to, const float (&values)[V / 2], int count) {
+__device__ __forceinline__ void store_some(const Map& map, int64_t offset,
+                                           const float (&values)[V / 2], int count) {
   if (count == V / 2) {
-    store_vector<T, V / 2>(to, values);
+    store_as<T, V / 2>(map, offset, values);
     return;
   }
   if constexpr (V == 8) {
     if (count == 2) {
       const float two[2] = {values[0], values[1]};
-      store_vector<T, 2>(to, two);
+      store_as<T, 2>(map, offset, two);
       return;
     }
   }
-  to[0] = Narrow<T>::from(values[0]);
+  const float one[1] = {values[0]};
+  store_as<T, 1>(map, offset, one);
 }
 
 // Loads the first `count` values: V / 2, V / 4 or V / 8 of them; the others are 0.
 template <typename T, int V>
-__device__ __forceinline__ void load_some(const T* from, float (&values)[V / 2], int count) {
+__device__ __forceinline__ void load_some(const void* data, DType dtype, int64_t offset,
+                                          float (&values)[V / 2], int count) {
 #pragma unroll
   for (int k = 0; k < V / 2; ++k) values[k] = 0.0f;
   if (count == V / 2) {
-    widen_vector(load_vector<T, V / 2>(from), values);
+    load_as<T, V / 2>(data, dtype, offset, values);
     return;
   }
-  values[0] = widen<float>(from[0]);
+  values[0] = load_one_as<T>(data, dtype, offset);
   if constexpr (V == 8) {
-    if (count == 2) values[1] = widen<float>(from[1]);
+    if (count == 2) values[1] = load_one_as<T>(data, dtype, offset + 1);
   }
 }
 
 // Where a thread writes a branch: at its row `current`.
 template <typename T, int V>
 struct AlignedOutput {
-  T* to;  // null: only the dot product is wanted
+  int64_t at;  // elements
   float scale;
 
   __device__ __forceinline__ void advance(const SpreadParams& params, const ReduceJob& job, int r) {
-    if (to) to += params.branches[job.branches[r]].map.stride[3];
+    at += params.branches[job.branches[r]].map.stride[3];
   }
 
   __device__ __forceinline__ void start(const SpreadParams& params, const ReduceJob& job, int r,
-                                        int32_t factor, int64_t n, int64_t c, int32_t depth,
-                                        int32_t row, int32_t x) {
+                                        uint32_t weight_offset, int32_t factor, int64_t n,
+                                        int64_t c, int32_t depth, int32_t row, int32_t x) {
     const int b = job.branches[r];
-    const Map& map = params.branches[b].map;
-    scale = branch_weight(params, b);
-    to = static_cast<T*>(map.data);
-    if (to) to += offset_in(map.stride, n, c, depth, row, x / factor);
+    scale = branch_weight(params, weight_offset, b);
+    at = offset_in(params.branches[b].map.stride, n, c, depth, row, x / factor);
   }
 
   __device__ __forceinline__ void write(const SpreadParams& params, const ReduceJob& job, int r,
                                         int32_t factor, int64_t n, int64_t c, int32_t depth,
                                         int32_t row, int32_t x, const float (&sums)[V / 2],
                                         DotSums& dots) const {
+    const int b = job.branches[r];
+    const Map& map = params.branches[b].map;
     const int outputs = factor == 2 ? V / 2 : factor == 4 ? V / 4 : V / 8;
-    if (to) {
+    if (map.data) {
       float scaled[V / 2];
 #pragma unroll
       for (int k = 0; k < V / 2; ++k) scaled[k] = scale * sums[k];
-      store_some<T, V>(to, scaled, outputs);
+      store_some<T, V>(map, at, scaled, outputs);
     }
-    if (!dots.wanted()) return;
-    const int b = job.branches[r];
-    float sum = 0;
-    if (to && (job.vector_inputs >> b & 1)) {
-      float values[V / 2];
-      load_some<T, V>(alike<T>(params, b, to), values, outputs);
-#pragma unroll
-      for (int k = 0; k < V / 2; ++k) sum = fmaf(sums[k], values[k], sum);
+    if (!dots.wanted() || b >= params.weights.count) return;
+    float inputs[V / 2];
+    if (job.vector_inputs >> b & 1) {  // they lie as what is written does
+      load_some<T, V>(params.inputs[b], map.dtype, at, inputs, outputs);
     } else {
       const int64_t (&stride)[kDims] = params.input_stride[b];
-      const T* const input =
-          static_cast<const T*>(params.inputs[b]) + offset_in(stride, n, c, depth, row, x / factor);
+      const int64_t first = offset_in(stride, n, c, depth, row, x / factor);
 #pragma unroll
       for (int k = 0; k < V / 2; ++k) {
-        if (k < outputs) sum = fmaf(sums[k], widen<float>(input[k * stride[4]]), sum);
+        inputs[k] = 0.0f;
+        if (k < outputs)
+          inputs[k] =
+              load_one_as<T>(params.inputs[b], params.input_dtype[b], first + k * stride[4]);
       }
     }
-    dots.add(r, sum);
+    dots.add(r, dot_product(sums, inputs));
   }
 };
 
@@ -213,31 +214,38 @@ __global__ void __launch_bounds__(kReduceThreads, kGroup == 1 ? 3 : 2)
   MSR_DYNAMIC_SHARED(unsigned char, shared);
   const auto& work = *reinterpret_cast<const BlockWork*>(shared);
   const auto* const outer = reinterpret_cast<const OuterTap*>(shared + kBlockWorkBytes);
-  const auto* const rows = reinterpret_cast<const RowTap*>(shared + launch.rows_at);
+  const auto* const rows = reinterpret_cast<const RowTap<kTapRows>*>(shared + launch.rows_at);
   auto* const column_weights = reinterpret_cast<float*>(shared + launch.columns_at);
-  DotSums dots(params, shared + launch.dots_at);
-  set_up_block(params, launch, shared);
+  DotSums dots(params, launch, shared);
+  set_up_block<kTapRows>(params, launch, NoTables{}, shared);
   const ReduceJob& job = launch.jobs[work.job];
   fill_column_weights(params, job, column_weights);
   dots.clear(job.slots());
   __syncthreads();
 
-  const uint32_t item = work.tile * blockDim.x + threadIdx.x;
-  if (item < static_cast<uint32_t>(job.items)) {
-    const Map& grad = params.grad;
-    const auto vectors = static_cast<uint32_t>(grad.size[4]) / V;
+  const Map& grad = params.grad;
+  const uint32_t item = work.tile * static_cast<uint32_t>(job.tile_items) + threadIdx.x;
+  const auto plane_items = static_cast<uint32_t>(job.plane_items);
+  const uint32_t plane = item / plane_items;
+  const auto x = static_cast<int32_t>(item - plane * plane_items) * V;
+  const auto width = static_cast<int32_t>(grad.size[4]);
+  const bool live = threadIdx.x < static_cast<uint32_t>(job.tile_items) &&
+                    item < static_cast<uint32_t>(job.items) && x < width;
+  if (live) {
     const auto channels = static_cast<uint32_t>(params.branches[job.first].map.size[1]);
-    const auto x = static_cast<int32_t>(item % vectors) * V;
-    const uint32_t n = item / vectors / channels;
-    const uint32_t c = item / vectors % channels;
+    const uint32_t n = plane / channels;
+    const uint32_t c = plane - n * channels;
+    const uint32_t weight_offset =
+        offset_of_weights(params, n, c + params.branches[job.first].channel_begin);
     const bool first_vector = x == 0;
-    const bool last_vector = x + V == grad.size[4];
+    const bool last_vector = x + V == width;
     const Range walked = work.rows;
     const Range strip = work.strip;
     const int num_outer = work.num_outer;
     int64_t gate_bit;  // of the row that is loaded next, as is the address
     const T* row_address = outer_origin<T>(params, job, work, n, c, walked.begin, x, gate_bit);
 
+    const bool copies = copies_identities<T>(params, job);
     int64_t identity_at = identity_offset(params, job, work, n, c, walked.begin, x);
 
     AlignedForm form[kGroup];
@@ -260,7 +268,8 @@ __global__ void __launch_bounds__(kReduceThreads, kGroup == 1 ? 3 : 2)
 #pragma unroll
     for (int r = 0; r < kGroup; ++r) {
       if (r < job.num_branches)
-        output[r].start(params, job, r, form[r].factor, n, c, work.depth, current[r], x);
+        output[r].start(params, job, r, weight_offset, form[r].factor, n, c, work.depth, current[r],
+                        x);
     }
 
     // Row `current` of branch r is complete: it is written, if this strip owns it, and the next one
@@ -308,13 +317,13 @@ __global__ void __launch_bounds__(kReduceThreads, kGroup == 1 ? 3 : 2)
 
     int32_t y = walked.begin;
     int tap = 0;
-    const RowTap* row_taps = rows;
+    const RowTap<kTapRows>* row_taps = rows;
     RowWindow<T, V> next{};
     if (y < walked.end) next = load_row(tap);
 #pragma unroll 1
     while (y <= walked.end) {  // the last time with nothing but rows to finish
       const RowWindow<T, V> window = next;
-      const RowTap* const these_taps = row_taps;
+      const RowTap<kTapRows>* const these_taps = row_taps;
       const int32_t this_y = y;
       const OuterTap& plane_tap = outer[tap];
       if (++tap >= num_outer) {
@@ -330,23 +339,41 @@ __global__ void __launch_bounds__(kReduceThreads, kGroup == 1 ? 3 : 2)
       if (job.identities) {
         const int64_t (&stride)[kDims] = params.branches[job.identity_begin].map.stride;
         if (plane_tap.depth >= 0 && this_y >= strip.begin && this_y < strip.end) {
-          const int64_t at = identity_at + (plane_tap.depth - work.depths.begin) * stride[2];
-          write_identities<T, V, V>(params, job, dots, at, middle, V);
+          int64_t at = identity_at;
+          if (num_outer > 1) at += (plane_tap.depth - work.depths.begin) * stride[2];
+          if (copies) {
+            copy_to_identities<T, V, 1>(params, job, at, {window.middle}, V);
+          } else {
+            write_identities<T, V>(
+                params, job, [&] { return weight_offset; }, dots, at, middle, V,
+                [](int, float (&)[V]) {});
+          }
         }
         if (y != this_y) identity_at += stride[3];
       }
 #pragma unroll
       for (int r = 0; r < kGroup; ++r) {
         if (r >= job.num_branches) continue;
-        const RowTap row = these_taps[r * launch.row_capacity];
+        const RowTap<kTapRows> row = these_taps[r * launch.row_capacity];
 #pragma unroll 1
         while (current[r] < row.index) finish_row(r);
-        add_row(form[r], window, middle, column_weights, plane_tap.weight * row.first,
-                plane_tap.weight * row.second, sums[r]);
+        add_row(form[r], window, middle, column_weights, plane_tap.weight * row.weight[0],
+                plane_tap.weight * row.weight[1], sums[r]);
       }
     }
   }
-  dots.finish(job, work.block);
+  if (launch.part_images) {
+    // Threads of one plane are neighbours.
+    const auto before = static_cast<int32_t>(item % plane_items);
+    const int32_t place = min(static_cast<int32_t>(threadIdx.x), before);
+    const auto rest = static_cast<int32_t>(plane_items) - before + place;
+    const int32_t count = min(rest, job.tile_items - static_cast<int32_t>(threadIdx.x) + place);
+    const bool in_team = item < static_cast<uint32_t>(job.items) &&
+                         threadIdx.x < static_cast<uint32_t>(job.tile_items);
+    dots.finish(job, work, {in_team ? place : -1, count, 1}, plane);
+  } else {
+    dots.finish(job, work.block);
+  }
 }
 
 }  // namespace msr

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "resample_math.h"
+#include "windows.h"
 
 // For what only the set-up of a block needs: dozens of kernel instances would each hold a copy for
 // every call of it.
@@ -31,20 +32,17 @@ MSR_OUT_OF_LINE int32_t first_owned_source(const Axis& axis, int32_t d) {
   return source_coordinate(axis, d).index + (is_linear(axis.rule) ? 1 : 0);
 }
 
-// The sources that a piece of destinations owns, and the destinations that it must read for them.
-struct Piece {
-  Range owned;
-  Range read;
-};
+// The same on the host, for any rule: a piece of windows owns those from the middle of its first
+// window on. (Kernels take windows from tables.)
+inline int32_t first_owned(const Axis& axis, int32_t d) {
+  if (!is_windowed(axis.rule) || d <= 0 || d >= axis.out_size) return first_owned_source(axis, d);
+  const Range window = window_of(axis, d).range;
+  return window.begin + (window.end - window.begin) / 2;
+}
 
-MSR_OUT_OF_LINE Piece piece_of(const Axis& axis, Range destinations) {
-  Piece piece{
-      {first_owned_source(axis, destinations.begin), first_owned_source(axis, destinations.end)},
-      {0, 0}};
-  if (piece.owned.begin < piece.owned.end) {
-    piece.read = {readers(axis, piece.owned.begin).begin, readers(axis, piece.owned.end - 1).end};
-  }
-  return piece;
+// The weight with which destination d reads source s: resample_math.h's, not inlined.
+MSR_OUT_OF_LINE float tap_weight(const Axis& axis, int32_t d, int32_t s) {
+  return weight<float>(axis, d, s);
 }
 
 // The taps of one destination: sources index and index + 1. The second weight is 0 where there is
@@ -76,9 +74,27 @@ inline int32_t longest_run(const Axis& axis) {
   return ends > inner ? ends : static_cast<int32_t>(inner);
 }
 
+// No more destinations than this read one source. They are neighbours.
+inline int32_t most_readers(const Axis& axis) {
+  if (axis.rule == Rule::kIdentity) return 1;
+  double readers = 2.0 * longest_run(axis);
+  if (is_windowed(axis.rule)) {
+    const double in = axis.in_size, out = axis.out_size;
+    const bool is_cut = axis.rule == Rule::kArea;  // into equal parts
+    const bool is_pool = axis.rule >= Rule::kAveragePool;
+    const double step = is_cut ? out / in : is_pool ? 1 / axis.scale : axis.inverse / axis.scale;
+    // Destinations beyond the last source, as a scale factor may make some, read that one.
+    const double behind = out > in * step ? out - in * step : 0.0;
+    // Without a scale there is but one source, or one destination.
+    readers = axis.scale > 0 || is_cut ? widest_reach(axis) * step + 2 + behind : out;
+  }
+  return readers < axis.out_size ? static_cast<int32_t>(readers) : axis.out_size;
+}
+
 // No more than this many destinations are read beyond those of a piece, before and after it.
 inline int32_t widest_halo(const Axis& axis) {
-  return axis.rule == Rule::kIdentity ? 0 : 2 * longest_run(axis);
+  if (axis.rule == Rule::kIdentity) return 0;
+  return 2 * (is_windowed(axis.rule) ? most_readers(axis) : longest_run(axis));
 }
 
 // The factor by which the axis grows if every source is read by a fixed pattern of `factor`

@@ -6,6 +6,7 @@
 
 #include "params.h"
 #include "spread_blocks.h"
+#include "window_tables.h"
 
 namespace msr {
 
@@ -15,7 +16,8 @@ enum class SpreadKernel : int32_t {
   kChannelsLast,  // reduce_channels_last_kernel.cuh: channels contiguous
 };
 
-// What select_kernel chooses; tests set its fields to force a variant.
+// What select_kernel chooses; tests set its fields to force a variant. Branches that the kernel
+// cannot write are left to the general one.
 struct SpreadChoice {
   SpreadKernel kernel;
   int32_t vector;      // at most this many elements per load
@@ -24,8 +26,11 @@ struct SpreadChoice {
   bool aligned;        // exact factors may take the kernel made for them
 };
 
-constexpr int kMaxVector = 8;        // as many as 16 bytes hold
-constexpr int kMaxGroup = 3;         // branches that one kernel instance handles together
+constexpr int kMaxVector = 8;  // as many as 16 bytes hold
+constexpr int kMaxGroup = 3;   // branches that one kernel instance handles together
+// Rows of a branch that one row of the gradient belongs to, at most: two taps, or a window.
+constexpr int kTapRows = 2;
+constexpr int kWindowTapRows = 4;
 constexpr int kReduceThreads = 256;  // of a block, or half or a quarter on small maps
 constexpr int kLeastReduceThreads = 64;
 // Enough for two blocks on each multiprocessor of the largest GPUs, with some to spare.
@@ -48,11 +53,18 @@ struct OuterTap {
   float weight;
   int32_t depth;  // of the gradient where this block owns it (identity branches), else -1
 };
+// A row of the gradient: the first row of the branch that it belongs to, and its weights there and
+// in the next ones.
+template <int kRows>
 struct alignas(16) RowTap {
   int32_t index;
-  float first;
-  float second;
-  int32_t unused;
+  float weight[kRows];
+};
+// A column of the branch: the columns of the gradient that it sums up, from the block's first one
+// on. Their weights are in a table.
+struct ColumnSum {
+  int32_t begin;
+  int32_t count;
 };
 constexpr int kAlignedClasses = 3;  // first, inner and last columns
 constexpr int kAlignedTaps = 16;    // at most: factor 8, linear
@@ -70,18 +82,29 @@ struct ReduceJob {
   int32_t strip_rows;
   int32_t strips;
   int32_t depths;  // input depths: each is a set of strips of its own
-  // reduce_planar alone, else 0: threads per plane, columns of the gradient that a block owns, and
-  // how many such tiles there are.
+  // All but reduce_aligned, else 0: threads side by side along the columns, columns of the gradient
+  // that a block owns, and how many such tiles there are.
   int32_t threads_x;
   int32_t tile_columns;
   int32_t column_tiles;
-  int64_t items;  // planes times column vectors; reduce_planar: planes; channels_last: columns
-                  // times channel vectors, of all images
+  // channels_last: threads side by side along the channels, each with a vector, and how many such
+  // tiles there are.
+  int32_t lanes;
+  int32_t lane_tiles;
+  // reduce_aligned: items of a block, and of a plane.
+  int32_t tile_items;
+  int32_t plane_items;
+  // The parts of the weights' gradients (spread_blocks.h): a plane's, an image's or all of the
+  // branch's come from so many tiles, which lie behind each other.
+  int32_t part_tiles;
+  int64_t items;  // reduce_aligned: column vectors of all planes; others: planes, or images
   int64_t tiles;  // blocks for one strip
   int64_t blocks_in_region;  // of the launch
   int64_t block_begin;       // the first of them
 
   int64_t blocks() const { return tiles * strips * depths; }
+  // Parts of one plane's (or image's) dot products.
+  int64_t part_chunks() const { return int64_t{part_tiles} * strips * depths; }
 
   // Partial dot products are kept by slot: the summed branches, then the identities.
   MSR_HOST_DEVICE int slots() const {
@@ -109,12 +132,17 @@ struct ReduceLaunch {
   bool aligned;
   int8_t vector;  // elements per load
   int8_t group;
-  int8_t columns;   // reduce_planar: that a thread owns
-  int64_t regions;  // into which every job's blocks are cut
+  int8_t tap_rows;    // kTapRows or kWindowTapRows
+  int8_t columns;     // that a thread owns; reduce_aligned: 0
+  int8_t dot_values;  // partial dot products of a thread and branch: several where channels differ
+  int8_t part_images, part_channels;  // whether parts of the weights' gradients tell them apart
+  int64_t regions;                    // into which every job's blocks are cut
   int64_t blocks_per_region;
   int32_t row_capacity;  // row taps of one branch
   int32_t rows_at;       // bytes
   int32_t columns_at;
+  int32_t column_weights;  // for each column of a branch, at most
+  int32_t weights_at;
   int32_t buffers_at;
   int32_t dots_at;
   int32_t shared_bytes;
@@ -122,22 +150,27 @@ struct ReduceLaunch {
   int64_t blocks() const { return regions * blocks_per_region; }
 };
 
-static_assert(sizeof(SpreadParams) + sizeof(ReduceLaunch) <= 4096,
-              "before CUDA 12.1, kernels took no more");
+static_assert(sizeof(SpreadParams) + sizeof(ReduceLaunch) + sizeof(WindowTables) <= 32764,
+              "kernels take no more");
 
+// The general kernel takes the branches that are in no launch.
 struct SpreadPlan {
   SpreadChoice choice;
   ReduceLaunch launches[kMaxBranches];
   int32_t num_launches;
+  WindowTables tables;  // without a workspace
+  int64_t table_bytes;
   SpreadBlocks blocks;
   int64_t workspace_bytes;
 };
 
 // Columns that a thread owns, loaded in vectors of `vector`; and threads of a block.
-constexpr int reduce_planar_columns(DType dtype, int vector) {
-  return dtype == DType::kFloat32 || vector == 1 ? 4 : 8;
+constexpr int reduce_planar_columns(DType dtype, int vector, int tap_rows) {
+  return dtype == DType::kFloat32 || vector == 1 || tap_rows == kWindowTapRows ? 4 : 8;
 }
-constexpr int reduce_planar_threads(int columns) { return columns == 8 ? 128 : 256; }
+constexpr int reduce_planar_threads(int columns, int tap_rows) {
+  return columns == 8 || tap_rows == kWindowTapRows ? 128 : 256;
+}
 
 // One instance of a kernel template, and how to start it.
 struct ReduceInstance {
@@ -145,11 +178,13 @@ struct ReduceInstance {
   DType dtype;
   int32_t vector;
   int32_t group;
+  int32_t tap_rows;
   void (*start)(const char* name, const SpreadParams& params, const ReduceLaunch& launch,
-                void* stream);
+                const WindowTables& tables, void* stream);
 
   bool is(DType wanted, const ReduceLaunch& launch) const {
-    return dtype == wanted && vector == launch.vector && group == launch.group;
+    return dtype == wanted && vector == launch.vector && group == launch.group &&
+           tap_rows == launch.tap_rows;
   }
 };
 struct ReduceInstances {

@@ -42,15 +42,15 @@ inline GatherChoice select_kernel(const GatherParams& params, bool acc_is_double
 // ---- spread -------------------------------------------------------------------------------------
 
 // Branches choose between the instances of a kernel one by one, where plan_spread (spread_plan.h)
-// sorts them into launches.
+// sorts them into launches; those that the kernel cannot write go to the general one.
 inline SpreadChoice select_kernel(const SpreadParams& params, bool acc_is_double) {
   SpreadChoice choice{SpreadKernel::kGeneral, kMaxVector, kMaxGroup, 0, true};
   if (acc_is_double) return choice;
-  if (reduce_fits(params, SpreadKernel::kPlanar)) {
-    choice.kernel = SpreadKernel::kPlanar;
-  } else if (reduce_fits(params, SpreadKernel::kChannelsLast)) {
-    choice.kernel = SpreadKernel::kChannelsLast;
+  for (const auto kernel : {SpreadKernel::kPlanar, SpreadKernel::kChannelsLast}) {
+    choice.kernel = kernel;
+    if (detail::fitting_branches(params, choice) != 0) return choice;
   }
+  choice.kernel = SpreadKernel::kGeneral;
   return choice;
 }
 

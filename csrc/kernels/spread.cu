@@ -24,18 +24,12 @@ void start_general(const SpreadParams& params, const WindowTables& tables,
   MSR_LAUNCH(spread_kernel<acc_t>, grid, threads, 0, stream, params, tables, blocks);
 }
 
-const char* launch_general(const SpreadParams& params, const SpreadBlocks& blocks,
-                           bool acc_is_double, void* table_memory, void* stream) {
+const char* launch_general(const SpreadParams& params, const WindowTables& tables,
+                           const SpreadBlocks& blocks, bool acc_is_double, void* stream) {
   const int64_t count = params.block_begin[kMaxBranches];
   if (count == 0) return nullptr;
   if (count > kMaxReduceBlocks || blocks.sum_begin[kMaxBranches] > kMaxReduceBlocks)
     return "launch_spread: the grid would be too large";
-  WindowTables tables =
-      plan_windows(params.branches, params.num_branches, /*adjoint=*/true, acc_is_double).tables;
-  tables.workspace = table_memory;
-  if (const char* error =
-          launch_window_tables(params.branches, params.num_branches, tables, acc_is_double, stream))
-    return error;
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   if (acc_is_double) {
     start_general<double>(params, tables, blocks, cuda_stream);
@@ -50,8 +44,9 @@ ReduceInstances instances_for(const ReduceLaunch& launch, SpreadKernel kernel) {
   return launch.aligned ? reduce_aligned_instances() : reduce_planar_instances();
 }
 
-const char* launch_fast(const SpreadParams& params, const SpreadPlan& plan, bool acc_is_double,
-                        void* stream) {
+const char* launch_fast(const SpreadParams& params, const SpreadPlan& plan,
+                        const WindowTables& tables, bool acc_is_double, void* stream) {
+  if (plan.num_launches == 0) return nullptr;
   if (acc_is_double) return "launch_spread: the chosen kernel keeps its sums in float32";
   for (int i = 0; i < plan.num_launches; ++i) {
     const ReduceLaunch& launch = plan.launches[i];
@@ -60,7 +55,8 @@ const char* launch_fast(const SpreadParams& params, const SpreadPlan& plan, bool
     while (found < instances.count && !instances.first[found].is(params.grad.dtype, launch))
       ++found;
     if (found == instances.count) return "launch_spread: there is no such variant";
-    instances.first[found].start(instances.first[found].name, params, launch, stream);
+    const ReduceInstance& instance = instances.first[found];
+    instance.start(instance.name, params, launch, tables, stream);
     if (const char* error = last_error()) return error;
   }
   return nullptr;
@@ -94,11 +90,15 @@ const char* launch_spread(const SpreadParams& planned, const SpreadPlan& plan, b
     return workspace ? static_cast<unsigned char*>(workspace) + at : nullptr;
   };
   params.partial_dots = dots ? static_cast<double*>(workspace) : nullptr;
-  blocks.sums = reinterpret_cast<double*>(memory(sums_at(blocks)));
-  const char* error =
-      plan.choice.kernel == SpreadKernel::kGeneral
-          ? launch_general(params, blocks, acc_is_double, memory(tables_at(blocks)), stream)
-          : launch_fast(params, plan, acc_is_double, stream);
+  blocks.sums = reinterpret_cast<double*>(memory(sums_at(params)));
+  WindowTables tables = plan.tables;
+  tables.workspace = memory(tables_at(params, blocks));
+  const char* error = nullptr;
+  if (plan.table_bytes > 0)
+    error =
+        launch_window_tables(params.branches, params.num_branches, tables, acc_is_double, stream);
+  if (!error) error = launch_fast(params, plan, tables, acc_is_double, stream);
+  if (!error) error = launch_general(params, tables, blocks, acc_is_double, stream);
   if (error || !dots || !weight_grads) return error;
   return launch_sum_dots(params, blocks, acc_is_double, weight_grads, stream);
 }

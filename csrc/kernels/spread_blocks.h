@@ -1,5 +1,5 @@
 // How the general spread kernel's blocks are shared out, and the parts of the weights' gradients of
-// every spread.
+// every spread: each kernel writes those of its branches, and one more kernel sums them up.
 //
 // Elements of a branch that share a weight whose gradient is wanted are a group: all of the branch,
 // an image, a channel, or a channel of an image. Each block works for one group and writes the part
@@ -7,6 +7,9 @@
 //
 // Elements that read very much of the gradient (all of a channel, where a bias is a map of one
 // pixel and one image) are summed up before, each by one block or by several.
+//
+// The fast kernels have parts of their own for each plane of a branch, or for each of its images,
+// or for all of it: groups of a weight at most.
 #pragma once
 
 #include <cstdint>
@@ -15,10 +18,15 @@
 
 namespace msr {
 
+// From so many elements of the gradient on that an element reads, blocks sum it up.
+constexpr int64_t kMostReadByThread = 256;
+
 struct SpreadBlocks {
-  int64_t chunks[kMaxBranches];  // blocks for one group
-  // The parts of branch b: [part_begin[b], part_begin[b + 1]), by group, then chunk, then image.
-  int64_t part_begin[kMaxBranches + 1];
+  // General kernel: blocks for one group. Its parts are ordered by group, then chunk, then image.
+  // Fast kernels: parts for one plane (or image, or the branch), which are ordered by those.
+  int64_t chunks[kMaxBranches];
+  // Fast kernels: how many images and channels the parts of a branch tell apart. Else 0.
+  int32_t part_images[kMaxBranches], part_channels[kMaxBranches];
   // Bit b: branch b is broadcast over images that have weights of their own, so its elements sum
   // the images up one by one, with a part for each.
   uint16_t by_image;

@@ -220,7 +220,7 @@ __global__ void __launch_bounds__(kSpreadThreads, blocks_at_once<acc_t>())
   const int32_t summers = blocks.summers[b];
   const bool dots = has_dots(params, b);
   double* const own_parts =
-      dots ? params.partial_dots + blocks.part_begin[b] + block * images : nullptr;
+      dots ? params.partial_dots + params.part_begin[b] + block * images : nullptr;
   double dot = 0;
   // Whole blocks enter each turn together: block_sum needs all threads.
   for (int64_t first = (block % blocks.chunks[b]) * kSpreadThreads; first < total;
@@ -263,6 +263,28 @@ __global__ void __launch_bounds__(kSpreadThreads, blocks_at_once<acc_t>())
   if (threadIdx.x == 0) own_parts[0] = dot;
 }
 
+// The parts that one weight's gradient is the sum of: `runs` times `length` of them.
+struct PartRuns {
+  int64_t first, runs, run_step, length, step;
+};
+
+// image, channel: the weight's, 0 where all have the same one; the channel is the branch's own.
+__device__ inline PartRuns parts_of(const SpreadParams& params, const SpreadBlocks& blocks, int b,
+                                    int64_t image, int64_t channel) {
+  const bool by_image = params.weights.stride_n != 0, by_channel = params.weights.stride_c != 0;
+  const int64_t chunks = blocks.chunks[b], begin = params.part_begin[b];
+  const int64_t part_channels = blocks.part_channels[b];
+  if (part_channels > 0) {
+    const int64_t first = (image * part_channels + channel) * chunks;
+    return {begin + first, by_image ? 1 : blocks.part_images[b], part_channels * chunks,
+            by_channel ? chunks : part_channels * chunks, 1};
+  }
+  const Groups groups = groups_of(params, b);
+  const int64_t apart = images_apart(params, blocks, b);
+  const int64_t group = (groups.images > 1 ? image : 0) * groups.channels + channel;
+  return {begin + group * chunks * apart + (apart > 1 ? image : 0), 1, 0, chunks, apart};
+}
+
 // One block per weight sums up the parts of its gradient: a fixed tree, so two runs agree bit for
 // bit. dots has the shape of the weights.
 template <typename acc_t>
@@ -274,21 +296,17 @@ __global__ void __launch_bounds__(kSpreadThreads)
   const int64_t channels = weights.stride_c != 0 ? params.grad.size[1] : 1;
   const int64_t row = blockIdx.x / channels;
   const auto b = static_cast<int>(row % weights.count);
-  const int64_t n = row / weights.count;
-  const Groups groups = groups_of(params, b);
-  const int64_t image = groups.images > 1 ? n : 0;
   // In a concatenation, the channels of other branches have no part in this one's.
   const int64_t channel =
       weights.stride_c != 0 ? blockIdx.x % channels - params.branches[b].channel_begin : 0;
-  const int64_t images = images_apart(params, blocks, b);
-  const int64_t first = blocks.part_begin[b] +
-                        (image * groups.channels + channel) * blocks.chunks[b] * images +
-                        (images > 1 ? n : 0);
-  const bool has_parts = blocks.part_begin[b] < blocks.part_begin[b + 1] && channel >= 0 &&
+  const bool has_parts = params.part_begin[b] < params.part_begin[b + 1] && channel >= 0 &&
                          channel < params.branches[b].map.size[1];
+  const PartRuns runs = parts_of(params, blocks, b, row / weights.count, channel);
   double sum = 0;
-  for (int64_t i = threadIdx.x; has_parts && i < blocks.chunks[b]; i += kSpreadThreads)
-    sum += params.partial_dots[first + i * images];
+  for (int64_t run = 0; has_parts && run < runs.runs; ++run) {
+    const double* const first = params.partial_dots + runs.first + run * runs.run_step;
+    for (int64_t i = threadIdx.x; i < runs.length; i += kSpreadThreads) sum += first[i * runs.step];
+  }
   sum = block_sum<kSpreadThreads>(parts, sum);
   if (threadIdx.x == 0) dots[blockIdx.x] = static_cast<acc_t>(sum);
 }

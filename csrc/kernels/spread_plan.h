@@ -15,9 +15,8 @@ namespace msr {
 
 namespace detail {
 
-// From so many elements of the gradient on that an element reads, blocks sum it up.
-constexpr int64_t kMostReadByThread = 256;
-// Of those, a thread of such a block reads so many at least before another block takes a share.
+// Of the elements that blocks sum up, a thread of such a block reads so many at least before
+// another block takes a share.
 constexpr int64_t kLeastShare = 16;
 
 // About how many elements of one image of the gradient an element of the branch reads, from the
@@ -43,13 +42,14 @@ inline int32_t summers_of(const SpreadParams& params, const SpreadBlocks& blocks
 
 }  // namespace detail
 
-// How the general kernel's blocks are shared out.
-inline void plan_general(SpreadParams& params, SpreadBlocks& blocks) {
-  blocks = {};
+// How the general kernel's blocks are shared out: those of the given branches, a bit for each. Sets
+// params.block_begin, and how many parts of dot products each branch has.
+inline void plan_general(SpreadParams& params, uint16_t branches, SpreadBlocks& blocks,
+                         int64_t (&parts)[kMaxBranches]) {
   params.block_begin[0] = 0;
   for (int b = 0; b < kMaxBranches; ++b) {
-    int64_t count = 0, parts = 0, sums = 0;
-    if (detail::wanted(params, b)) {
+    int64_t count = 0, sums = 0;
+    if (branches >> b & 1) {
       const bool by_image =
           is_broadcast(params, b) && params.weights.stride_n != 0 && b < params.weights.count;
       if (by_image) blocks.by_image = static_cast<uint16_t>(blocks.by_image | 1u << b);
@@ -63,65 +63,66 @@ inline void plan_general(SpreadParams& params, SpreadBlocks& blocks) {
       blocks.chunks[b] = chunks;
       count = num_groups * chunks;
       const int64_t images = images_apart(params, blocks, b);
-      if (has_dots(params, b)) parts = count * images;
+      if (has_dots(params, b)) parts[b] = count * images;
       blocks.summers[b] = detail::summers_of(params, blocks, b);
       sums = elements * images * blocks.summers[b];
     }
     params.block_begin[b + 1] = params.block_begin[b] + count;
-    blocks.part_begin[b + 1] = blocks.part_begin[b] + parts;
     blocks.sum_begin[b + 1] = blocks.sum_begin[b] + sums;
   }
 }
 
-// How the fast kernels' parts of the weights' gradients lie: each branch is one group.
-inline void place_parts(SpreadParams& params, SpreadPlan& plan) {
-  plan.blocks = {};
+// How the fast kernels' parts of the weights' gradients lie, and how many there are.
+inline void place_parts(const SpreadParams& params, SpreadPlan& plan,
+                        int64_t (&parts)[kMaxBranches]) {
   for (int i = 0; i < plan.num_launches; ++i) {
-    for (int k = 0; k < plan.launches[i].num_jobs; ++k) {
-      const ReduceJob& job = plan.launches[i].jobs[k];
-      for (int slot = 0; slot < job.slots(); ++slot)
-        plan.blocks.chunks[job.branch_of(slot)] = job.blocks();
+    const ReduceLaunch& launch = plan.launches[i];
+    for (int k = 0; k < launch.num_jobs; ++k) {
+      const ReduceJob& job = launch.jobs[k];
+      for (int slot = 0; slot < job.slots(); ++slot) {
+        const int b = job.branch_of(slot);
+        if (!has_dots(params, b)) continue;
+        const int64_t (&size)[kDims] = params.branches[b].map.size;
+        plan.blocks.part_images[b] = launch.part_images ? static_cast<int32_t>(size[0]) : 1;
+        plan.blocks.part_channels[b] = launch.part_channels ? static_cast<int32_t>(size[1]) : 1;
+        plan.blocks.chunks[b] = launch.part_images ? job.part_chunks() : job.blocks();
+        parts[b] =
+            plan.blocks.chunks[b] * plan.blocks.part_images[b] * plan.blocks.part_channels[b];
+      }
     }
   }
-  params.block_begin[0] = 0;
-  for (int b = 0; b < kMaxBranches; ++b)
-    params.block_begin[b + 1] = params.block_begin[b] + plan.blocks.chunks[b];
-  if (detail::wants_dots(params))
-    std::copy_n(params.block_begin, kMaxBranches + 1, plan.blocks.part_begin);
 }
 
 // The workspace begins with the parts, then come the sums, then tables of windows.
 inline int64_t bytes_of_doubles(int64_t count) {
   return ceil_div(count, 2) * 2 * int64_t{sizeof(double)};
 }
-inline int64_t sums_at(const SpreadBlocks& blocks) {
-  return bytes_of_doubles(blocks.part_begin[kMaxBranches]);
+inline int64_t sums_at(const SpreadParams& params) {
+  return bytes_of_doubles(params.part_begin[kMaxBranches]);
 }
-inline int64_t tables_at(const SpreadBlocks& blocks) {
-  return sums_at(blocks) + bytes_of_doubles(blocks.sum_begin[kMaxBranches]);
+inline int64_t tables_at(const SpreadParams& params, const SpreadBlocks& blocks) {
+  return sums_at(params) + bytes_of_doubles(blocks.sum_begin[kMaxBranches]);
 }
 
-// Plans a spread: the chosen kernels, or the general one where they cannot do it. Sets
-// params.block_begin: which blocks of the general kernel, and which parts of a fast one's dot
-// products, belong to which branch.
+// Plans a spread: the chosen kernels, and the general one for the branches that they cannot write.
+// Sets params.block_begin and params.part_begin.
 inline SpreadPlan plan_spread(SpreadParams& params, const SpreadChoice& choice,
                               bool acc_is_double) {
-  SpreadPlan plan;
+  SpreadPlan plan{};
   plan.choice = choice;
-  plan.num_launches = 0;
-  if (!reduce_fits(params, choice.kernel) ||
-      (choice.kernel != SpreadKernel::kGeneral && !plan_reduce(params, plan)))
-    plan.choice.kernel = SpreadKernel::kGeneral;
-  int64_t table_bytes = 0;
-  if (plan.choice.kernel == SpreadKernel::kGeneral) {
-    plan.num_launches = 0;
-    plan_general(params, plan.blocks);
-    table_bytes =
-        plan_windows(params.branches, params.num_branches, /*adjoint=*/true, acc_is_double).bytes;
-  } else {
-    place_parts(params, plan);
-  }
-  plan.workspace_bytes = tables_at(plan.blocks) + table_bytes;
+  const uint16_t written = plan_reduce(params, plan);
+  if (written == 0) plan.choice.kernel = SpreadKernel::kGeneral;
+  int64_t parts[kMaxBranches] = {};
+  const uint16_t others = detail::wanted_branches(params) & static_cast<uint16_t>(~written);
+  plan_general(params, others, plan.blocks, parts);
+  place_parts(params, plan, parts);
+  params.part_begin[0] = 0;
+  for (int b = 0; b < kMaxBranches; ++b) params.part_begin[b + 1] = params.part_begin[b] + parts[b];
+  const WindowPlan windows =
+      plan_windows(params.branches, params.num_branches, /*adjoint=*/true, acc_is_double);
+  plan.tables = windows.tables;
+  plan.table_bytes = windows.bytes;
+  plan.workspace_bytes = tables_at(params, plan.blocks) + plan.table_bytes;
   return plan;
 }
 

@@ -231,15 +231,20 @@ MSR_HOST_DEVICE void write_weights(const Axis& axis, const Window& window, const
     weights[largest.index] += static_cast<acc_t>(1.0 - sum);
 }
 
-// No window of the axis has more sources than this.
-inline int32_t widest_window(const Axis& axis) {
-  double width = axis.inverse;  // pools
-  if (is_cubic(axis.rule)) width = 4;
-  if (axis.rule == Rule::kArea) width = axis.in_size / axis.out_size + 2;
+// No window of the axis would have more sources than this, were there no borders.
+inline double widest_reach(const Axis& axis) {
+  if (is_cubic(axis.rule)) return 4;
+  if (axis.rule == Rule::kArea) return axis.in_size / axis.out_size + 2;
   if (is_antialiased(axis.rule)) {
     const double stretch = axis.scale / axis.inverse > 1 ? axis.scale / axis.inverse : 1.0;
-    width = ceil(2 * half_support(axis.rule) * stretch) + 1;
+    return ceil(2 * half_support(axis.rule) * stretch) + 1;
   }
+  return axis.inverse;  // pools
+}
+
+// No window of the axis has more sources than this.
+inline int32_t widest_window(const Axis& axis) {
+  const double width = widest_reach(axis);
   return width < axis.in_size ? static_cast<int32_t>(width) : axis.in_size;
 }
 

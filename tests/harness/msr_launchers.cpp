@@ -429,7 +429,9 @@ void plan_of_spread(const Arguments& a) {
   const SpreadPlan plan = plan_spread(params, select_kernel(params, false), false);
   const ArrayView& found = a.output("found");  // kernel, blocks, vector, shared bytes
   found.as<int64_t>()[0] = static_cast<int64_t>(plan.choice.kernel);
-  found.as<int64_t>()[1] = params.block_begin[kMaxBranches];
+  int64_t blocks = params.block_begin[kMaxBranches];  // of the general kernel
+  for (int i = 0; i < plan.num_launches; ++i) blocks += plan.launches[i].blocks();
+  found.as<int64_t>()[1] = blocks;
   found.as<int64_t>()[2] = plan.num_launches == 1 ? plan.launches[0].vector : 0;
   found.as<int64_t>()[3] = plan.num_launches == 1 ? plan.launches[0].shared_bytes : 0;
 }
