@@ -110,7 +110,9 @@ def run(one: Contender, seed: int, out: Path) -> list[float]:
     """Trains a contender unless that is done, and tests it."""
     folder = out / f"{one.name.replace(', ', '-').replace(' ', '-')}-{seed}"
     changed = one.config.to_dict() | {"seed": seed, "out": str(folder)}
-    train(Config.from_dict(changed), resume=(folder / "state.pt").exists())
+    outcome = train(Config.from_dict(changed), resume=(folder / "state.pt").exists())
+    if outcome.interrupted:
+        raise TrainingError("stopped; the same command goes on")
     return accuracies(folder / "last.safetensors")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import scale_test
@@ -11,7 +12,7 @@ import torch
 from conftest import missing, require_or_skip
 from torch import nn
 
-from msr_cuda.train import Config, DataError, Digits
+from msr_cuda.train import Config, DataError, Digits, TrainingError
 
 
 @pytest.fixture
@@ -70,6 +71,15 @@ def test_it_writes_a_table_and_trains_only_once(
     monkeypatch.setattr(Trainer, "_train_step", None)
     assert scale_test.main(words) == 0
     assert json.loads((tmp_path / "scale_test.json").read_text()) == found
+
+
+def test_a_signal_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only the run that it hits."""
+    outcome = SimpleNamespace(interrupted=True)
+    monkeypatch.setattr(scale_test, "train", lambda config, resume: outcome)
+    several = scale_test.contender("multi-scale", Config(width=2))
+    with pytest.raises(TrainingError, match="stopped; the same command goes on"):
+        scale_test.run(several, 0, tmp_path)
 
 
 def test_it_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
