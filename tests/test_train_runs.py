@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, require_or_skip
 from torch import Tensor, nn
 from training import (
     COLOURS,
@@ -439,6 +440,23 @@ def test_nan_stops_and_keeps_the_checkpoint(
     state = checkpoint.load_state(Path(config.out) / STATE)
     assert state["step"] == 3
     assert all(v.isfinite().all() for v in state["network"].values())
+
+
+def test_an_image_without_labels_teaches_nothing(
+    mask_folder: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    image = require_or_skip("PIL.Image")
+    shutil.copytree(mask_folder, tmp_path / "data")
+    mask = tmp_path / "data" / "train" / "masks" / "3.png"
+    image.new("L", image.open(mask).size, 255).save(mask)
+    config = tiny(
+        tmp_path / "data", tmp_path / "out", task="segmentation", batch_size=1, epochs=1,
+        label_smoothing=0.0,
+    )  # fmt: skip
+    outcome = train(config)
+    assert math.isfinite(outcome.history[0]["train_loss"])
+    assert all(v.isfinite().all() for v in weights(config).values())
 
 
 def test_weights_that_are_not_finite_are_not_saved(

@@ -207,9 +207,14 @@ class Trainer:
     def _train_step(self, images: Tensor, targets: Tensor) -> None:
         # So that dropout's masks depend on the number of the step, and not on the steps before.
         torch.manual_seed(_mixed(self.config.seed, self.step, self.processes.rank))
+        labelled = bool((targets != IGNORED).any())  # while they are on the host
         images, targets = self._to_device(images, targets)
         with self._autocast():
-            loss = self._loss(self.wrapped(images), targets, self.config.label_smoothing)
+            logits = self.wrapped(images)
+            if labelled:
+                loss = self._loss(logits, targets, self.config.label_smoothing)
+            else:  # the mean over no pixel would be NaN; all parameters still have gradients
+                loss = 0 * logits.float().sum()
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         if self.config.clip_norm:
