@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -197,6 +198,29 @@ def flags(config: Config) -> list[str]:
     path = Path(config.out + ".toml")
     path.write_text(config.to_toml())
     return ["train", "--config", str(path)]
+
+
+def test_a_decoder_that_is_not_installed(
+    image_folder: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As packages do that replace Pillow's open, to take more formats."""
+    image = require_or_skip("PIL.Image")
+    original = image.open
+
+    def opened(path: Any, *args: Any, **options: Any) -> Any:
+        try:
+            return original(path, *args, **options)
+        except image.UnidentifiedImageError:
+            raise ModuleNotFoundError("No module named 'a_decoder'")  # noqa: B904
+
+    data = copied(image_folder, tmp_path / "data")
+    no_image(data)
+    monkeypatch.setattr(image, "open", opened)
+    assert main(flags(tiny(data, tmp_path / "out"))) == 1
+    assert "train/red/0.png: not an image that can be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("case", BROKEN)

@@ -37,7 +37,7 @@ from msr_cuda.train.data import open_data
 from msr_cuda.train.networks import normalized
 from msr_cuda.train.processes import Processes
 from msr_cuda.train.progress import Console
-from msr_cuda.train.trainer import BEST, LAST, STATE, Trainer
+from msr_cuda.train.trainer import BEST, LAST, STATE, Trainer, _deterministic
 
 QUIET = Console(silent=True)
 
@@ -274,6 +274,19 @@ def test_settings_run_and_end_near_the_plain_run(
         ours.keys() == plain.keys() and all(torch.equal(v, plain[k]) for k, v in ours.items())
     )
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_determinism_is_set_back() -> None:
+    cudnn = torch.backends.cudnn
+    with cudnn.flags(enabled=True, benchmark=True):
+        with _deterministic(True):
+            assert torch.are_deterministic_algorithms_enabled()
+            assert not cudnn.benchmark
+        assert cudnn.benchmark
+        assert not torch.are_deterministic_algorithms_enabled()
+        with _deterministic(False):
+            assert cudnn.benchmark
+            assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_compiled_training_is_the_same(

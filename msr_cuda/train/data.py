@@ -228,7 +228,9 @@ def _read(path: Path, mode: str | None) -> Any:
         with Image.open(path) as image:
             image.load()
             return image if mode is None else image.convert(mode)
-    except UnidentifiedImageError as error:
+    # Packages that teach Pillow more formats (ultralytics, once it is imported) raise ImportError
+    # where they lack a decoder for what is no image at all.
+    except (UnidentifiedImageError, ImportError) as error:
         raise DataError(f"{path}: not an image that can be read") from error
     # What Pillow raises at broken files, and at ones of more pixels than an image can have.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -409,15 +409,17 @@ def _deterministic(wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
-    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
-    try:
+    before = torch.are_deterministic_algorithms_enabled()
+    with contextlib.ExitStack() as stack:
+        cudnn = torch.backends.cudnn
+        if cudnn.benchmark:  # it would choose among them by their speed, which is not repeatable
+            stack.enter_context(
+                cudnn.flags(enabled=cudnn.enabled, deterministic=True, allow_tf32=cudnn.allow_tf32)
+            )
+        stack.callback(torch.use_deterministic_algorithms, before)
+        torch.use_deterministic_algorithms(True)
         yield
-    finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.backends.cudnn.benchmark = before[1]
 
 
 def _mixed(*numbers: int) -> int:
