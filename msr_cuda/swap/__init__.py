@@ -1,5 +1,7 @@
 """Swaps known modules of a model for twins that run the fused operators; undoable.
 
+::
+
     report = msr_cuda.fuse(model)     # in place
     print(report)                     # what was fused how, what was left and why
     msr_cuda.unfuse(model)            # exactly the model as it was

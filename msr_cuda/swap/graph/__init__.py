@@ -1,5 +1,7 @@
 """Rewrites graphs: for what a model does in its own ``forward``, where no module is to be swapped.
 
+::
+
     compiled = torch.compile(model, backend="msr_cuda")
     with msr_cuda.swap.recording() as reports:
         compiled(x)
