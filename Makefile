@@ -2,6 +2,6 @@
 PYTHON ?= python3
 ARGS ?=
 
-.PHONY: help demo test bench gpu-check setup lint format clean
-help demo test bench gpu-check setup lint format clean:
+.PHONY: help demo test bench docs gpu-check setup lint format clean
+help demo test bench docs gpu-check setup lint format clean:
 	@$(PYTHON) run.py $@ $(ARGS)

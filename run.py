@@ -7,6 +7,7 @@
                                   (default: --quick; --help lists what there is;
                                   `bench models [args]`: whole models, python -m benchmarks.models;
                                   `bench logits [args]`: losses, python -m benchmarks.logits)
+    python3 run.py docs           the site, build/docs/index.html; no network but for its packages
     python3 run.py gpu-check      on a CUDA machine: build, tests, compute-sanitizer, benchmarks
     python3 run.py setup          only prepare .venv/, build, and say what there is
     python3 run.py lint           ruff, mypy, clang-format
@@ -58,7 +59,10 @@ if spec and spec.origin:
     version = runpy.run_path(str(root / "version.py"))
     facts["torch"] = {"version": str(version["__version__"]), "cuda": version.get("cuda"),
                       "pybind11": (root / "include" / "pybind11").is_dir()}
-facts["modules"] = [m for m in sys.argv[1:] if importlib.util.find_spec(m)]
+def there(module):
+    parent = module.rpartition(".")[0]  # of a namespace package; to look below it imports it
+    return (not parent or there(parent)) and importlib.util.find_spec(module) is not None
+facts["modules"] = [m for m in sys.argv[1:] if there(m)]
 found = reversed(list(importlib.metadata.distributions()))  # the first on sys.path wins
 facts["versions"] = {d.name.lower(): d.version for d in found if d.name}
 print(json.dumps(facts))
@@ -236,6 +240,50 @@ EXPORTERS = Group(
         Package("onnx", "onnx>=1.18"),
         Package("google", "protobuf>=6.31.1"),
         Package("ml_dtypes", "ml-dtypes>=0.5.4"),
+    ),
+)
+# What builds the site of docs/: Sphinx on Markdown and docstrings. It needs Python 3.11.
+SITE = Group(
+    "sphinx",
+    (
+        Package("sphinx", "sphinx==9.0.4"),
+        Package("myst_parser", "myst-parser==5.2.0"),
+        Package("furo", "furo==2025.12.19"),
+        Package("sphinx_basic_ng", "sphinx-basic-ng>=1.0.0b2"),
+        Package("a11y_pygments", "accessible-pygments>=0.0.5"),
+        Package("alabaster", "alabaster>=0.7.14"),
+        Package("babel", "babel>=2.13"),
+        Package("bs4", "beautifulsoup4>=4.12"),
+        Package("certifi", "certifi"),
+        Package("charset_normalizer", "charset-normalizer"),
+        Package("docutils", "docutils==0.22.*"),
+        Package("idna", "idna"),
+        Package("imagesize", "imagesize>=1.3"),
+        Package("jinja2", "jinja2>=3.1"),
+        Package("markdown_it", "markdown-it-py==4.*"),
+        Package("markupsafe", "markupsafe>=2"),
+        Package("mdit_py_plugins", "mdit-py-plugins==0.7.*"),
+        Package("mdurl", "mdurl"),
+        Package("packaging", "packaging>=23"),
+        Package("pygments", "pygments>=2.17"),
+        Package("requests", "requests>=2.31"),
+        Package("roman_numerals", "roman-numerals>=1"),
+        Package("snowballstemmer", "snowballstemmer>=2.2"),
+        Package("soupsieve", "soupsieve>=2.6"),
+        *(
+            Package(f"sphinxcontrib.{name}", f"sphinxcontrib-{name}")
+            for name in (
+                "applehelp",
+                "devhelp",
+                "htmlhelp",
+                "jsmath",
+                "qthelp",
+                "serializinghtml",
+            )
+        ),
+        Package("typing_extensions", "typing-extensions"),
+        Package("urllib3", "urllib3"),
+        Package("yaml", "pyyaml>=6"),
     ),
 )
 
@@ -503,7 +551,8 @@ def test_command(arguments: list[str]) -> int:
     """The test suite."""
     facts = setup(("setuptools", "wheel", "numpy", "pytest"))
     libraries = [
-        *demo_packages(facts), TRAINING, *MODEL_LIBRARIES, *MORE_MODEL_LIBRARIES, EXPORTERS
+        *demo_packages(facts), TRAINING, *MODEL_LIBRARIES, *MORE_MODEL_LIBRARIES, EXPORTERS,
+        *([SITE] if sys.version_info >= (3, 11) else []),
     ]  # fmt: skip
     install_optional(libraries, "the tests that need them skip")
     return run(PYTHON, "-m", "pytest", *arguments)
@@ -526,6 +575,28 @@ def bench_command(arguments: list[str]) -> int:
     if arguments[:1] == ["logits"]:
         return run(PYTHON, "-m", "benchmarks.logits", *arguments[1:])
     return run(PYTHON, "-m", "benchmarks", *(arguments or ["--quick"]))
+
+
+def docs_command(arguments: list[str]) -> int:
+    """The site. Nothing is compiled; a warning is an error."""
+    if arguments:
+        stop(f"docs: expected no arguments, got {' '.join(arguments)}")
+    if sys.version_info < (3, 11):
+        stop(f"docs: needs Python 3.11 or newer, this is {sys.version.split()[0]}")
+    prepare()
+    install_basics(("numpy",))
+    packages = {package.module: package.requirement for package in SITE.packages + PLOTS.packages}
+    lacking = packages.keys() - set(probe(*packages)["modules"])
+    if lacking:
+        say("installing what builds the site")
+        if not pip_install("--no-deps", *(packages[name] for name in sorted(lacking)), quick=False):
+            stop("docs: what builds the site could not be installed into .venv/")
+    site = ROOT / "build" / "docs"
+    doctrees = ROOT / "build" / "doctrees"
+    options = ("-q", "-E", "-W", "--keep-going", "-b", "html", "-d", doctrees)
+    status = run(PYTHON, "-m", "sphinx", *options, ROOT / "docs", site)
+    say(f"see {site.relative_to(ROOT) / 'index.html'}" if status == 0 else "docs failed")
+    return status
 
 
 def gpu_check_command(arguments: list[str]) -> int:
@@ -606,6 +677,7 @@ def clean_command(arguments: list[str]) -> int:
         stop(f"clean: expected no arguments, got {' '.join(arguments)}")
     folders = [VENV, ROOT / "build", ROOT / "dist", *ROOT.glob("*.egg-info")]
     folders += [ROOT / name for name in (".pytest_cache", ".mypy_cache", ".ruff_cache")]
+    folders.append(ROOT / "docs" / "generated")
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
     for path in (*ROOT.glob("msr_cuda/_C*.so"), ROOT / "msr_cuda" / "_build_reason.txt"):
@@ -623,6 +695,7 @@ COMMANDS = {
     "demo": demo_command,
     "test": test_command,
     "bench": bench_command,
+    "docs": docs_command,
     "gpu-check": gpu_check_command,
     "setup": setup_command,
     "lint": lint_command,

@@ -509,5 +509,6 @@ def test_run_rejects_an_unknown_command():
     done = python("run.py", "tset")
     assert done.returncode != 0
     assert done.stderr.strip().endswith(
-        "expected one of demo, test, bench, gpu-check, setup, lint, format, clean, help, got tset"
+        "expected one of demo, test, bench, docs, gpu-check, setup, lint, format, clean, help, "
+        "got tset"
     )

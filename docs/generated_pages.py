@@ -1,0 +1,60 @@
+"""Parts of pages that are computed: figures of committed result files, and lists from the code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from benchmarks import JSON_NAME, machine
+from benchmarks.host import HostTime
+from benchmarks.readme import host_table, speedup_table
+from benchmarks.results import load
+from benchmarks.runner import DIRECT
+from benchmarks.summary import cells_table, heading
+from benchmarks.text import markdown
+from msr_cuda.train.config import add_flags
+
+RESULTS = machine.ROOT / "benchmarks" / "results"
+
+
+def performance(folder: Path) -> str:
+    """Every committed result file of the operators, the newest of a machine first.
+
+    Args:
+        folder: of the page that includes the text: links start there.
+    """
+    parts = []
+    for path in sorted(RESULTS.glob(f"*/{JSON_NAME}"), reverse=True):
+        content = load(path.parent)
+        rows = [row for row in content["measurements"] if row["launch"] == DIRECT]
+        parts += [
+            f"## {path.parent.name}",
+            f"{heading(content)}; by `{content['command']}`.",
+        ]
+        for plot in sorted(path.parent.glob("*.png")):
+            parts.append(f"![{plot.stem}]({os.path.relpath(plot, folder)})")
+        parts += ["### Speed-ups", speedup_table(rows), "### Every cell", cells_table(rows)]
+        if content.get("host"):
+            hosts = [HostTime(**row) for row in content["host"]]
+            parts += ["### A call on a tiny map, in microseconds of the host", host_table(hosts)]
+    return "\n\n".join(parts) + "\n"
+
+
+def train_options() -> str:
+    """What ``python -m msr_cuda train`` can be told."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_flags(parser)
+    rows = []
+    for action in parser._actions:
+        flags = ", ".join(f"`{flag}`" for flag in action.option_strings)
+        choices = ", ".join(f"`{choice}`" for choice in action.choices or ())
+        rows.append([flags, choices, action.help or ""])
+    return markdown(["option", "one of", "meaning"], rows, 3) + "\n"
+
+
+def write(folder: Path) -> None:
+    """Writes them all."""
+    pages = {"performance.md": performance(folder.parent), "train_options.md": train_options()}
+    for name, text in pages.items():
+        (folder / name).write_text(text, encoding="utf-8")
