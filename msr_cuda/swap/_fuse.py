@@ -35,14 +35,13 @@ def fuse(
     they change the class too. Calling it again changes nothing more. See :mod:`msr_cuda.swap` for
     :func:`unfuse`.
 
-    Recipes exist for :class:`torch.nn.Upsample`, torchvision's ``FeaturePyramidNetwork``, the
-    decoders of segmentation_models_pytorch's ``Unet`` and ``UnetPlusPlus``, timm's
-    ``HighResolutionModule`` (HRNet), upsampling and concatenation in the models of ultralytics, and
-    whatever :func:`msr_cuda.swap.register` added. A module is left alone, and the report says why,
-    if its class has a ``forward`` that is not the known one, if it was given a ``forward`` of its
-    own, if a hook would be bypassed, or if the operators do not take its options. A hook that is
-    put on an absorbed module later, as on the ``Upsample`` that a ``Concat`` does the work of, does
-    not see the upsampled map: ``unfuse`` first.
+    Recipes exist for :class:`torch.nn.Upsample`, for necks, decoders and heads of torchvision,
+    timm, segmentation_models_pytorch, transformers, effdet, MONAI, diffusers and ultralytics
+    (docs/models.md has the models), and whatever :func:`msr_cuda.swap.register` added. A module is
+    left alone, and the report says why, if its class has a ``forward`` that is not the known one,
+    if it was given a ``forward`` of its own, if a hook would be bypassed, or if the operators do
+    not take its options. A hook that is put on an absorbed module later, as on the ``Upsample``
+    that a ``Concat`` does the work of, does not see the upsampled map: ``unfuse`` first.
 
     Args:
         model: any module; it may itself be one that a recipe knows.
