@@ -106,6 +106,18 @@ def block(root: Path, name: str) -> str:
             "What a call on a tiny map costs, in microseconds of the host's time:",
             host_table([HostTime(**row) for row in content["host"]]),
         ]
+    parts += companions(folder)
+    plots = [
+        f"[{about}]({name}/{file})" for file, about in _PLOTS.items() if (folder / file).exists()
+    ]
+    if plots:
+        parts.append("Plots: " + ", ".join(plots) + ".")
+    return "\n\n".join([*parts, _END])
+
+
+def companions(folder: Path) -> list[str]:
+    """Paragraphs and tables of what else was measured: whole models, losses and decisions."""
+    parts = []
     if models := _other(folder, MODELS_NAME):
         parts += [
             f"Whole models with random weights, by `{models['command']}` ({heading(models)}):",
@@ -117,12 +129,7 @@ def block(root: Path, name: str) -> str:
             f"({heading(logits)}). {EXPLANATION}",
             logits_table(logits["measurements"]),
         ]
-    plots = [
-        f"[{about}]({name}/{file})" for file, about in _PLOTS.items() if (folder / file).exists()
-    ]
-    if plots:
-        parts.append("Plots: " + ", ".join(plots) + ".")
-    return "\n\n".join([*parts, _END])
+    return parts
 
 
 def _other(folder: Path, name: str) -> dict[str, Any] | None:

@@ -30,6 +30,7 @@ version = release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["generated/*.md"]
+highlight_language = "none"  # blocks that name no language are commands and formulas
 html_theme = "furo"
 html_title = f"msr_cuda {release}"
 html_show_sphinx = False

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks import JSON_NAME, machine
 from benchmarks.host import HostTime
-from benchmarks.readme import host_table, speedup_table
+from benchmarks.readme import companions, host_table, speedup_table
 from benchmarks.results import load
 from benchmarks.runner import DIRECT
 from benchmarks.summary import cells_table, heading
@@ -38,6 +38,7 @@ def performance(folder: Path) -> str:
         if content.get("host"):
             hosts = [HostTime(**row) for row in content["host"]]
             parts += ["### A call on a tiny map, in microseconds of the host", host_table(hosts)]
+        parts += companions(path.parent)
     return "\n\n".join(parts) + "\n"
 
 
