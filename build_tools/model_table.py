@@ -111,7 +111,8 @@ def heading(library: str) -> str:
     with offline():
         for module in LIBRARIES[library]:
             package = importlib.import_module(module).__name__.partition(".")[0]
-    return f"## {package} {importlib.metadata.version(package)}"
+    (distribution,) = set(importlib.metadata.packages_distributions()[package])
+    return f"## {package} {importlib.metadata.version(distribution)}"
 
 
 def examine_library(library: str) -> list[Row]:

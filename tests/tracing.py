@@ -109,6 +109,7 @@ class Tracer(TorchFunctionMode):
         results = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
         sources = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         self._keep += results
+        copies = False  # an interpolated map, to the size that it has
         for source in sources:
             call = self._origin.get(id(source))
             if call is None:
@@ -118,11 +119,14 @@ class Tracer(TorchFunctionMode):
             if any(result is source for result in results):
                 # In place: from here on, the map is something else.
                 del self._origin[id(source)]
-            if name in _SAME_MAP or (name in _SCALE and alone and len(results) == 1):
+            copied = name == "interpolate" and results[0].shape == source.shape
+            if copied:
+                copies = True
+            if name in _SAME_MAP or copied or (name in _SCALE and alone and len(results) == 1):
                 self._origin[id(results[0])] = call
             else:
                 call.uses.append(name)
-        if name in _RESAMPLE and sources and results:
+        if name in _RESAMPLE and sources and results and not copies:
             module, class_name = self._running[-1]
             shapes = tuple(sources[0].shape), tuple(results[0].shape)
             call = Call(name, module, class_name, shapes, [])

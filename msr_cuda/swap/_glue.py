@@ -144,22 +144,35 @@ def known_reasons(module: nn.Module, name: str, known: Mapping[str, Sequence[str
     return [f"{name}: {reason}" for reason in _registry.source_reasons(recipe, "the recipe")]
 
 
-def add(*parts: Part, dtype: torch.dtype | None = None, out_scale: float = 1) -> Tensor:
+def add(
+    *parts: Part,
+    dtype: torch.dtype | None = None,
+    out_scale: float = 1,
+    relu: bool = False,
+) -> Tensor:
     """The sum of maps, from left to right.
 
     Args:
         parts: maps, of which some wait for their interpolation.
         dtype: of the result, for a sum that was written ``+=``; None: the promoted one.
         out_scale: factor on the sum.
+        relu: whether a ReLU comes last.
     """
     arranged = _arrange(parts)
     if arranged is None or any(x.shape[1] != arranged.maps[0].shape[1] for x in arranged.maps):
         total: Tensor = functools.reduce(operator.add, map(_computed, parts))
         if out_scale != 1:
             total = total * out_scale
-        return total if dtype is None else total.to(dtype)
+        if dtype is not None:
+            total = total.to(dtype)
+        return F.relu(total) if relu else total
     return functional.resample_sum(
-        arranged.maps, arranged.size, dtype=dtype, out_scale=out_scale, **arranged.options
+        arranged.maps,
+        arranged.size,
+        dtype=dtype,
+        out_scale=out_scale,
+        activation="relu" if relu else None,
+        **arranged.options,
     )
 
 

@@ -19,10 +19,15 @@ import torch
 from swapping import Outputs, images
 from torch import Tensor, nn
 
+_OPENMMLAB = ("torchvision_on_cpu", "torchvision", "mmcv_without_operators", "mmcv.ops")
+
 #: File -> what has to be importable before its models can be made.
 LIBRARIES = {
     "diffusers": ("torchvision_on_cpu", "torchvision", "diffusers"),
     "effdet": ("torchvision_on_cpu", "torchvision", "effdet"),
+    "mmdet": (*_OPENMMLAB, "mmdet.models"),
+    "mmpose": (*_OPENMMLAB, "mmpose.models"),
+    "mmseg": (*_OPENMMLAB, "mmseg.models"),
     "monai": ("torchvision_on_cpu", "torchvision", "monai"),
     "smp": ("torchvision_on_cpu", "torchvision", "segmentation_models_pytorch"),
     "timm": ("torchvision_on_cpu", "torchvision", "timm"),

@@ -6,6 +6,10 @@ from __future__ import annotations
 NEEDS = {
     "diffusers": "diffusers.models.upsampling",
     "effdet": "effdet.efficientdet",
+    "mmcv": "mmcv.ops",
+    "mmdet": "mmdet.models",
+    "mmpose": "mmpose.models",
+    "mmseg": "mmseg.models",
     "monai": "monai.networks.blocks",
     "segmentation_models_pytorch": "segmentation_models_pytorch",
     "timm": "timm.models.hrnet",
