@@ -233,6 +233,53 @@ MORE_MODEL_LIBRARIES = [
         ),
     ),
 ]
+# OpenMMLab's, on mmcv-lite: mmcv would compile its operators, of which none is called here, and
+# tests/mmcv_without_operators.py lets the libraries be imported without.
+_MMCV = (
+    Package("mmcv", "mmcv-lite==2.1.0"),
+    Package("mmengine", "mmengine==0.10.7"),
+    Package("addict", "addict==2.4.*"),
+    Package("cv2", "opencv-python-headless>=4.7"),
+    Package("PIL", "pillow>=10.1"),
+    Package("packaging", "packaging>=21"),
+    Package("platformdirs", "platformdirs>=3.5"),
+    Package("rich", "rich>=13"),
+    Package("markdown_it", "markdown-it-py"),
+    Package("mdurl", "mdurl"),
+    Package("pygments", "pygments"),
+    Package("termcolor", "termcolor>=2"),
+    Package("yaml", "pyyaml>=6"),
+    Package("yapf", "yapf>=0.40"),
+    *([Package("tomli", "tomli>=2")] if sys.version_info < (3, 11) else []),
+)
+_MMDET = (
+    Package("mmdet", "mmdet==3.3.0"),
+    Package("pycocotools", "pycocotools>=2.0.2"),
+    Package("shapely", "shapely>=2"),
+    Package("terminaltables", "terminaltables>=3.1"),
+    Package("scipy", "scipy>=1.11.4"),
+    Package("tqdm", "tqdm>=4.42.1"),
+    *PLOTS.packages,
+    *_MMCV,
+)
+MORE_MODEL_LIBRARIES += [
+    Group("mmdet", _MMDET),
+    Group(
+        "mmpose", (Package("mmpose", "mmpose==1.3.2"), Package("munkres", "munkres>=1.1"), *_MMDET)
+    ),
+    Group(
+        "mmseg",
+        (
+            Package("mmseg", "mmsegmentation==1.2.2"),
+            Package("ftfy", "ftfy>=6.1"),
+            Package("wcwidth", "wcwidth"),
+            Package("regex", "regex>=2025.10.22"),
+            Package("scipy", "scipy>=1.11.4"),
+            Package("tqdm", "tqdm>=4.42.1"),
+            *_MMCV,
+        ),
+    ),
+]
 # What writes ONNX files for torch: to compare those of a model before and after.
 EXPORTERS = Group(
     "onnx",
