@@ -17,6 +17,9 @@ from torch import Tensor, nn
 import msr_cuda
 from msr_cuda import swap
 
+# Without kernels, nothing is fused by default.
+pytestmark = pytest.mark.usefixtures("kernels")
+
 A, B, C = (2, 4, 8, 12), (2, 4, 4, 6), (2, 4, 16, 24)
 
 

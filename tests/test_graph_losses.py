@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from msr_cuda import functional, swap, testing
 
+# Without kernels, nothing is fused by default.
+pytestmark = pytest.mark.usefixtures("kernels")
+
 CE, BCE = "resample_cross_entropy", "resample_binary_cross_entropy_with_logits"
 ARGMAX = "resample_argmax"
 SIZES = {1: ((7,), (15,)), 2: ((5, 6), (11, 15)), 3: ((3, 4, 2), (7, 8, 5))}

@@ -13,6 +13,9 @@ from graphs import check, doubles
 from swapping import one_thread  # noqa: F401
 from torch import Tensor, nn
 
+# Without kernels, nothing is fused by default.
+pytestmark = pytest.mark.usefixtures("kernels")
+
 SIZES = [(65, 49), (33, 25), (17, 13), (9, 7)]  # of a pyramid, finest first
 
 

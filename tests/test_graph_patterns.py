@@ -12,6 +12,9 @@ from graphs import Function, Spy, check, compile_with, doubles
 from swapping import one_thread  # noqa: F401
 from torch import Tensor, nn
 
+# Without kernels, nothing is fused by default.
+pytestmark = pytest.mark.usefixtures("kernels")
+
 A, B, C = (2, 4, 9, 14), (2, 4, 5, 7), (2, 4, 18, 28)
 E1 = (2, 4, 8, 12)
 E2 = (2, 4, 4, 6)

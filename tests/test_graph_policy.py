@@ -22,6 +22,9 @@ import msr_cuda
 from msr_cuda import functional, swap
 from msr_cuda.swap.graph import _rewrite
 
+# Without kernels, nothing is fused by default.
+pytestmark = pytest.mark.usefixtures("kernels")
+
 A, B, C = (2, 4, 8, 12), (2, 4, 4, 6), (2, 4, 16, 24)
 
 

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from msr_cuda import testing
 
+# Without kernels, nothing is fused by default.
+pytestmark = pytest.mark.usefixtures("kernels")
+
 SIZES = [(4, 6), (8, 12), (16, 24)]
 MODES = ["nearest", "bilinear", "bicubic", "area", "nearest-exact"]
 PROGRAMS = int(os.environ.get("MSR_CUDA_EXAMPLES", "25"))
