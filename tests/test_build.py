@@ -204,6 +204,19 @@ def test_info_command_without_extension_says_what_to_do():
     assert facts["advice"] == ["the extension is switched off: unset MSR_CUDA_DISABLE_EXTENSION"]
 
 
+def test_info_command_needs_nothing_that_training_needs():
+    hidden = ("numpy", "safetensors", "PIL", "tqdm", "cryptography", "torchvision")
+    code = (
+        "import runpy, sys\n"
+        f"sys.modules.update(dict.fromkeys({hidden}))\n"
+        "sys.argv = ['msr_cuda', 'info']\n"
+        "runpy.run_module('msr_cuda', run_name='__main__')"
+    )
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("msr_cuda ")
+
+
 def test_require_raises_with_the_reason():
     done = python("-c", "import msr_cuda", MSR_CUDA_DISABLE_EXTENSION="1", MSR_CUDA_REQUIRE="1")
     assert done.returncode != 0
