@@ -195,14 +195,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     size = 2**30 if device.type == "cuda" else 2**28  # far beyond any cache
     bandwidth = measure.copy_bandwidth(device, size, clock=settings.watch.compared)
-    words = ["python", "-m", "benchmarks", *(sys.argv[1:] if argv is None else argv)]
     measured = {
         "clock": settings.watch.clock,
         "host_clock": settings.watch.host_clock,
         "rounds": settings.rounds,
         "allocator": allocator,
     }
-    about = command.facts(arguments, words, measured, "triton")
+    about = command.facts(arguments, "benchmarks", argv, measured, "triton")
     found = results.Run({**about, "copy_bytes_per_second": bandwidth})
     print(introduction(found.facts))
     if arguments.cells:

@@ -18,6 +18,7 @@ import msr_cuda
 from msr_cuda import functional
 
 from . import machine, measure, plots
+from .contenders import HostWatch
 from .progress import Progress
 from .results import RUN_COLUMNS, Row, run_columns, to_json, write_whole
 
@@ -66,6 +67,11 @@ def has_kernels(device: torch.device) -> bool:
     return not reasons
 
 
+def watch_of(device: str) -> HostWatch:
+    """One CPU thread is compared by its own time, all else by the wall clock."""
+    return HostWatch(torch.get_num_threads() if device == "cpu" else 0)
+
+
 def _without_out(command: Sequence[str]) -> list[str]:
     """The command line but for where files went: no figure follows from that."""
     words = list(command)
@@ -76,20 +82,22 @@ def _without_out(command: Sequence[str]) -> list[str]:
 
 
 def facts(
-    arguments: argparse.Namespace, command: Sequence[str], measured: Mapping[str, Any],
-    *packages: str,
+    arguments: argparse.Namespace, module: str, argv: Sequence[str] | None,
+    measured: Mapping[str, Any], *packages: str,
 ) -> dict[str, Any]:  # fmt: skip
     """What the figures were made on, and how.
 
     Args:
         arguments: of :func:`parse`.
-        command: the command line, from ``python`` on.
+        module: that was run, as ``python -m`` has it.
+        argv: its arguments; None: those of this process.
         measured: clocks, rounds, allocator.
         packages: whose versions have a part in the figures.
     """
+    words = _without_out(sys.argv[1:] if argv is None else argv)
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(_without_out(command)),
+        "command": shlex.join(["python", "-m", module, *words]),
         "machine": machine.machine_facts(torch.device(arguments.device)),
         "versions": machine.version_facts(*packages),
         "commit": arguments.commit or machine.commit(),

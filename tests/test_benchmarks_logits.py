@@ -146,7 +146,7 @@ def test_what_fails_is_left_out_by_name(tmp_path: Path, capsys: pytest.CaptureFi
         raise ArithmeticError("off by 1")
 
     arguments = command.parse(["--device", "cpu", "--out", str(tmp_path)])
-    about = common.facts(arguments, ["python"], {"clock": "none"})
+    about = common.facts(arguments, "other", [], {"clock": "none"})
     jobs = [
         common.Job("a", failing),
         common.Job("b", wrong),

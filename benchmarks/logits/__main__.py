@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from .. import LOGITS_NAME, command, measure, summary
-from ..contenders import COMPILED, EAGER, HostWatch
+from ..contenders import COMPILED, EAGER
 from ..workloads import DTYPES, LAYOUTS, parse_size
 from .cases import CASES, SIZES, Run
 from .compare import Comparison, Settings, compare
@@ -77,24 +77,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     allocator = measure.prepare_allocator(device, arguments.allocator == "keep")
     measure.prepare_compiler(device)
-    watch = HostWatch(arguments.threads if arguments.device == "cpu" else 0)
-    words = ["python", "-m", "benchmarks.logits", *(sys.argv[1:] if argv is None else argv)]
+    watch = command.watch_of(arguments.device)
     measured = {"clock": watch.clock, "rounds": arguments.rounds, "allocator": allocator}
-    about = command.facts(arguments, words, measured, "triton")
+    about = command.facts(arguments, "benchmarks.logits", argv, measured, "triton")
     print(summary.heading(about))
     print(EXPLANATION + "\n", flush=True)
     settings = Settings(
         device, arguments.rounds, against=tuple(arguments.against) or (EAGER, COMPILED),
         clock=watch.compared,
     )  # fmt: skip
-
-    def job(run: Run) -> command.Job:
-        def rows(tell: Callable[[str], None]) -> list[dict[str, Any]]:
-            return compare(run, settings, tell)
-
-        return command.Job(str(run), rows)
-
-    jobs = [job(run) for run in arguments.runs]
+    jobs = [command.Job(str(run), partial(compare, run, settings)) for run in arguments.runs]
     return command.measure_all(TABLE, jobs, arguments, about, logits_table)
 
 

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 
 from .. import MODELS_NAME, command, measure, summary
-from ..contenders import HostWatch
 from ..workloads import LAYOUTS
 from .compare import PRECISIONS, Comparison, Settings, compare
 from .table import EXPLANATION, models_table
@@ -48,11 +47,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def watch_of(device: str) -> HostWatch:
-    """One CPU thread is compared by its own time, all else by the wall clock."""
-    return HostWatch(torch.get_num_threads() if device == "cpu" else 0)
-
-
 def print_list() -> None:
     """What there is, and what to install."""
     for subject in SUBJECTS.values():
@@ -73,20 +67,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     allocator = measure.prepare_allocator(device, arguments.allocator == "keep")
-    words = ["python", "-m", "benchmarks.models", *(sys.argv[1:] if argv is None else argv)]
+    watch = command.watch_of(arguments.device)
     measured = {
-        "clock": watch_of(arguments.device).clock,
+        "clock": watch.clock,
         "rounds": arguments.rounds,
         "allocator": allocator,
     }
     about = command.facts(
-        arguments, words, measured,
+        arguments, "benchmarks.models", argv, measured,
         "torchvision", "timm", "segmentation-models-pytorch", "ultralytics",
     )  # fmt: skip
     print(summary.heading(about))
     print(EXPLANATION + "\n", flush=True)
     names = arguments.model or list(SUBJECTS)
-    settings = Settings(device, arguments.rounds, clock=watch_of(device.type).compared)
+    settings = Settings(device, arguments.rounds, clock=watch.compared)
 
     def job(name: str, precision: str, layout: str) -> command.Job:
         def rows(tell: Callable[[str], None]) -> list[dict[str, Any]]:
