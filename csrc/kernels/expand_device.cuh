@@ -82,7 +82,7 @@ struct LineTaps {
   float fraction;
 };
 
-__device__ __forceinline__ LineTaps line_taps(const Axis& axis, int32_t position) {
+MSR_DEVICE_OUT_OF_LINE LineTaps line_taps(const Axis& axis, int32_t position) {
   const Range range = support(axis, position);
   const bool two = range.end - range.begin == 2;
   return {range.begin, two, two ? weight<float>(axis, position, range.begin + 1) : 0.5f};
@@ -101,18 +101,20 @@ __device__ __forceinline__ void accumulate(float (&sum)[V], float coefficient,
 // to a sum.
 constexpr float kNoTap = -0.0f;
 
-// Step `step` of a strip that begins at position `begin`.
-__device__ __forceinline__ void set_walk_tap(WalkTap& tap, const Branch& branch, int walked,
-                                             int32_t begin, int32_t step, float branch_weight) {
+// Step `step` of a strip that begins at position `begin`. (What is out of line returns its result:
+// a pointer into shared memory would have to become one that says so.)
+MSR_DEVICE_OUT_OF_LINE WalkTap walk_tap(const Branch& branch, int walked, int32_t begin,
+                                        int32_t step, float branch_weight) {
   const Axis& axis = branch.axis[walked];
   const int32_t position = begin + step;
   const Range range = support(axis, position);
   const bool two = range.end - range.begin == 2;
+  WalkTap tap;
   tap.first = branch_weight * weight<float>(axis, position, range.begin);
   tap.second = two ? branch_weight * weight<float>(axis, position, range.begin + 1) : kNoTap;
   tap.load = range.begin;
   tap.pushes = two ? 2 : -2;
-  if (step == 0) return;
+  if (step == 0) return tap;
   const Range before = support(axis, position - 1);
   const bool had_two = before.end - before.begin == 2;
   if (range.begin == before.begin && two == had_two) {
@@ -121,6 +123,7 @@ __device__ __forceinline__ void set_walk_tap(WalkTap& tap, const Branch& branch,
     tap.load = range.begin + 1;
     tap.pushes = two ? 1 : -1;
   }
+  return tap;
 }
 
 // How many neighbouring columns of the result have the same taps: 2, 4 or 8 for maps of exactly
@@ -154,13 +157,13 @@ __device__ __forceinline__ void with_shared_columns(int32_t factor, const Functi
   }
 }
 
-__device__ __forceinline__ void set_walk_tap(SingleTap& tap, const Branch& branch, int walked,
-                                             int32_t begin, int32_t step, float branch_weight) {
+// The same of a branch of single taps.
+MSR_DEVICE_OUT_OF_LINE SingleTap single_tap(const Branch& branch, int walked, int32_t position,
+                                            float branch_weight) {
   const int64_t element_bytes = element_size(branch.map.dtype);
-  tap.coefficient = branch_weight;
-  tap.load = support(branch.axis[walked], begin + step).begin;
-  tap.pitch = static_cast<uint32_t>(branch.map.stride[2 + walked] * element_bytes);
-  tap.columns = shared_columns(branch.axis[2]);
+  return {branch_weight, support(branch.axis[walked], position).begin,
+          static_cast<uint32_t>(branch.map.stride[2 + walked] * element_bytes),
+          shared_columns(branch.axis[2])};
 }
 
 // Where the table of a block's columns keeps column `column` of its tile: the entries of one thread
@@ -191,16 +194,14 @@ struct ColumnTable {
   }
 };
 
-__device__ __forceinline__ void set_column_tap(ColumnTap& entry, const Axis& axis, int32_t column,
-                                               uint32_t pitch) {
+MSR_DEVICE_OUT_OF_LINE ColumnTap column_tap(const Axis& axis, int32_t column, uint32_t pitch) {
   const LineTaps taps = line_taps(axis, column);
-  entry = {static_cast<uint32_t>(taps.first) * pitch, taps.fraction};
+  return {static_cast<uint32_t>(taps.first) * pitch, taps.fraction};
 }
 
-__device__ __forceinline__ void set_column_tap(uint32_t& entry, const Axis& axis, int32_t column,
-                                               uint32_t pitch) {
+MSR_DEVICE_OUT_OF_LINE uint32_t column_offset(const Axis& axis, int32_t column, uint32_t pitch) {
   const int32_t past_end = kFaultOutOfBoundsRead ? 1 : 0;
-  entry = static_cast<uint32_t>(support(axis, column).begin + past_end) * pitch;
+  return static_cast<uint32_t>(support(axis, column).begin + past_end) * pitch;
 }
 
 // The tables of the branches of up to two taps of a job: the walked axis of each, then the columns
@@ -217,15 +218,24 @@ __device__ __forceinline__ void fill_tables(const GatherParams& gather, const Sh
     const uint32_t entries = static_cast<uint32_t>(share.steps) + (kFaultSharedOverflow ? 1 : 0);
     for (uint32_t i = threadIdx.x; i < entries; i += blockDim.x) {
       const auto step = static_cast<int32_t>(i);
-      set_walk_tap(walk[s * job.steps + i], branch, kWalked, share.begin, step, branch_weight);
+      Tap& tap = walk[s * job.steps + i];
+      if constexpr (std::is_same_v<Tap, SingleTap>) {
+        tap = single_tap(branch, kWalked, share.begin + step, branch_weight);
+      } else {
+        tap = walk_tap(branch, kWalked, share.begin, step, branch_weight);
+      }
     }
     if (kChannelsLast) continue;
     const auto pitch = static_cast<uint32_t>(branch.map.stride[4]);
     for (uint32_t i = threadIdx.x; i < table_columns; i += blockDim.x) {
-      const uint32_t column = share.tile_begin * V + i;
-      if (column >= job.width * V) break;
-      set_column_tap(columns[s * table_columns + ColumnTable<Entry, V>::slot(i, job.tile)],
-                     branch.axis[2], static_cast<int32_t>(column), pitch);
+      const auto column = static_cast<int32_t>(share.tile_begin * V + i);
+      if (static_cast<uint32_t>(column) >= job.width * V) break;
+      Entry& entry = columns[s * table_columns + ColumnTable<Entry, V>::slot(i, job.tile)];
+      if constexpr (std::is_same_v<Entry, ColumnTap>) {
+        entry = column_tap(branch.axis[2], column, pitch);
+      } else {
+        entry = column_offset(branch.axis[2], column, pitch);
+      }
     }
   }
 }

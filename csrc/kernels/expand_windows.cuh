@@ -15,27 +15,48 @@ struct WindowShares {
   ColumnWindow* columns;
 };
 
-__device__ __forceinline__ WalkWindow make_walk_window(const Axis& axis, const WindowTables& tables,
-                                                       const WindowTable& table, int32_t position,
-                                                       bool is_first) {
+// The taps of one position. Those that are not there have a weight of zero.
+struct Window4 {
+  int32_t begin, end;
+  float weights[kWindowRows];
+};
+
+MSR_DEVICE_OUT_OF_LINE Window4 window_at(const Axis& axis, const WindowTables& tables,
+                                         const WindowTable& table, int32_t position) {
   const AxisTaps<float, false> taps(axis, tables, table, position);
-  WalkWindow window{};
-  window.count = taps.end() - taps.begin();
+  Window4 window{taps.begin(), taps.end(), {}};
   // Constant indices: a register has no number that is known at run time only.
 #pragma unroll
-  for (int slot = 0; slot < kWindowRows; ++slot) {
-    const int32_t row = taps.end() - kWindowRows + slot;
-    if (row >= taps.begin()) window.weight[slot] = taps[row];
+  for (int k = 0; k < kWindowRows; ++k) {
+    if (window.begin + k < window.end) window.weights[k] = taps[window.begin + k];
   }
-  window.pushes = window.count;
+  return window;
+}
+
+// The window of the walked axis at `position`.
+MSR_DEVICE_OUT_OF_LINE WalkWindow walk_window(const Axis& axis, const WindowTables& tables,
+                                              const WindowTable& table, int32_t position,
+                                              bool is_first) {
+  const Window4 window = window_at(axis, tables, table, position);
+  WalkWindow walk;
+  walk.count = window.end - window.begin;
+  // The last tap is that of the last row kept.
+#pragma unroll
+  for (int slot = 0; slot < kWindowRows; ++slot) {
+    walk.weight[slot] = 0.0f;
+#pragma unroll
+    for (int k = 0; k <= slot; ++k) {
+      if (k + kWindowRows == walk.count + slot) walk.weight[slot] = window.weights[k];
+    }
+  }
+  walk.pushes = walk.count;
   if (!is_first) {
     // Windows never move back: what is needed of the last one is still kept.
-    const int32_t fresh =
-        taps.end() - AxisTaps<float, false>(axis, tables, table, position - 1).end();
-    if (fresh < window.pushes) window.pushes = fresh;
+    const int32_t fresh = window.end - window_at(axis, tables, table, position - 1).end;
+    if (fresh < walk.pushes) walk.pushes = fresh;
   }
-  window.load = taps.end() - window.pushes;
-  return window;
+  walk.load = window.end - walk.pushes;
+  return walk;
 }
 
 // The tables of the one branch that a job resamples.
@@ -51,20 +72,20 @@ __device__ __forceinline__ void fill_tables(const GatherParams& gather, const Sh
   for (uint32_t i = threadIdx.x; i < static_cast<uint32_t>(share.steps); i += blockDim.x) {
     const int32_t position = share.begin + static_cast<int32_t>(i);
     shared.walk[i] =
-        make_walk_window(branch.axis[kWalked], tables, tables.table[b][kWalked], position, i == 0);
+        walk_window(branch.axis[kWalked], tables, tables.table[b][kWalked], position, i == 0);
   }
   if (kChannelsLast) return;
   const auto step_bytes = static_cast<uint32_t>(branch.map.stride[4] * sizeof(T));
   for (uint32_t i = threadIdx.x; i < job.tile * V; i += blockDim.x) {
     const uint32_t column = share.tile_begin * V + i;
     if (column >= job.width * V) break;
-    const AxisTaps<float, false> taps(branch.axis[2], tables, tables.table[b][2],
-                                      static_cast<int32_t>(column));
-    const int32_t count = taps.end() - taps.begin();
+    const Window4 window =
+        window_at(branch.axis[2], tables, tables.table[b][2], static_cast<int32_t>(column));
     shared.columns[ColumnTable<ColumnWindow, V>::slot(i, job.tile)] = {
-        static_cast<uint32_t>(taps.begin()) * step_bytes, count};
+        static_cast<uint32_t>(window.begin) * step_bytes, window.end - window.begin};
     ColumnWeights& weights = shared.weights[ColumnTable<ColumnWeights, V>::slot(i, job.tile)];
-    for (int32_t k = 0; k < count; ++k) weights.at[k] = taps[taps.begin() + k];
+#pragma unroll
+    for (int k = 0; k < kWindowRows; ++k) weights.at[k] = window.weights[k];
   }
 }
 
@@ -81,13 +102,11 @@ struct WindowSource {
     const Map& map = branch.map;
     int64_t offset = at.n * map.stride[0] + at.c * map.stride[1] + at.d * map.stride[2];
     if (kChannelsLast) {
-      const AxisTaps<float, false> taps(branch.axis[1], tables, table[1], at.at);
-      offset += taps.begin() * map.stride[3];
-      row_count = taps.end() - taps.begin();
+      const Window4 window = window_at(branch.axis[1], tables, table[1], at.at);
+      offset += window.begin * map.stride[3];
+      row_count = window.end - window.begin;
 #pragma unroll
-      for (int k = 0; k < kWindowRows; ++k) {
-        row_weight[k] = k < row_count ? taps[taps.begin() + k] : 0.0f;
-      }
+      for (int k = 0; k < kWindowRows; ++k) row_weight[k] = window.weights[k];
     }
     line = static_cast<const char*>(map.data) + offset * static_cast<int64_t>(sizeof(T));
 #pragma unroll

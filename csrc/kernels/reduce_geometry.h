@@ -5,28 +5,22 @@
 #include "resample_math.h"
 #include "windows.h"
 
-// For what only the set-up of a block needs: dozens of kernel instances would each hold a copy for
-// every call of it.
-#if defined(__CUDACC__)
-#define MSR_OUT_OF_LINE __host__ __device__ __noinline__ inline
-#else
-#define MSR_OUT_OF_LINE inline
-#endif
-
 namespace msr {
 
 // resample_math.h's, not inlined.
-MSR_OUT_OF_LINE int32_t first_reading(const Axis& axis, int32_t s) {
+MSR_HOST_DEVICE_OUT_OF_LINE int32_t first_reading(const Axis& axis, int32_t s) {
   return first_destination(axis, s);
 }
-MSR_OUT_OF_LINE Range readers(const Axis& axis, int32_t s) { return adjoint_support(axis, s); }
+MSR_HOST_DEVICE_OUT_OF_LINE Range readers(const Axis& axis, int32_t s) {
+  return adjoint_support(axis, s);
+}
 
 // Destinations are cut into pieces [d0, d1), [d1, d2), ...; the piece that begins at d owns the
 // sources from first_owned_source(d) on. Every source has one owner. Linear: source index(d) also
 // takes from destinations before d, so it stays with the piece before; a piece then reads about one
 // source's worth of destinations beyond its ends. Nearest: a piece that begins where a source does
 // reads nothing beyond.
-MSR_OUT_OF_LINE int32_t first_owned_source(const Axis& axis, int32_t d) {
+MSR_HOST_DEVICE_OUT_OF_LINE int32_t first_owned_source(const Axis& axis, int32_t d) {
   if (d <= 0) return 0;
   if (d >= axis.out_size) return axis.in_size;
   return source_coordinate(axis, d).index + (is_linear(axis.rule) ? 1 : 0);
@@ -41,7 +35,7 @@ inline int32_t first_owned(const Axis& axis, int32_t d) {
 }
 
 // The weight with which destination d reads source s: resample_math.h's, not inlined.
-MSR_OUT_OF_LINE float tap_weight(const Axis& axis, int32_t d, int32_t s) {
+MSR_HOST_DEVICE_OUT_OF_LINE float tap_weight(const Axis& axis, int32_t d, int32_t s) {
   return weight<float>(axis, d, s);
 }
 
@@ -53,7 +47,7 @@ struct TapPair {
   float second;
 };
 
-MSR_OUT_OF_LINE TapPair tap_pair(const Axis& axis, int32_t d) {
+MSR_HOST_DEVICE_OUT_OF_LINE TapPair tap_pair(const Axis& axis, int32_t d) {
   const Range sources = support(axis, d);
   return {sources.begin, weight<float>(axis, d, sources.begin),
           sources.end - sources.begin > 1 ? weight<float>(axis, d, sources.begin + 1) : 0.0f};

@@ -20,14 +20,21 @@
 #include <cmath>
 #include <cstdint>
 
+// MSR_HOST_DEVICE_OUT_OF_LINE and MSR_DEVICE_OUT_OF_LINE: for what kernels need once per block or
+// line. Dozens of instances would each hold a copy for every call of it.
 #if defined(__CUDACC__)
 #define MSR_HOST_DEVICE __host__ __device__ __forceinline__
+#define MSR_HOST_DEVICE_OUT_OF_LINE __host__ __device__ __noinline__ inline
+#define MSR_DEVICE_OUT_OF_LINE __device__ __noinline__ inline
 #elif defined(MSR_CUDA_ON_CPU)
 #define MSR_HOST_DEVICE inline
+#define MSR_HOST_DEVICE_OUT_OF_LINE inline
+#define MSR_DEVICE_OUT_OF_LINE inline
 #else
 // Always inlined: files for several instruction sets include this, and the linker must not keep one
 // set's copy for all.
 #define MSR_HOST_DEVICE inline __attribute__((always_inline))
+#define MSR_HOST_DEVICE_OUT_OF_LINE inline
 #endif
 
 namespace msr {

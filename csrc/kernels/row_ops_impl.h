@@ -1,6 +1,7 @@
 // The loops behind row_ops.h, for the instruction set of the including file.
 #pragma once
 
+#include <limits>
 #include <type_traits>
 
 #include "row_mix_impl.h"
@@ -30,29 +31,29 @@ MSR_INLINE void with_types(DType row, void* to, DType result, F&& f) {
   }
 }
 
-// What a loop knows of its Finish: that it only rounds; applies relu; applies it and writes the
-// mask; or nothing.
-enum class Kind { kPlain, kRelu, kReluMask, kAny };
+// What a loop knows of its Finish: that it has no bits, and relu is a floor of 0 in place of -inf;
+// that it applies relu and writes the mask; or nothing.
+enum class Kind { kPlain, kReluMask, kAny };
 
 constexpr bool has_bits(Kind kind) { return kind == Kind::kReluMask || kind == Kind::kAny; }
 
 // Loops for a fixed number of rows or taps are for the common kinds and for vectors: an instance
-// for every kind and for float64 too would make two thirds more to compile.
-template <typename vec_t>
+// for every kind and for float64 too would double what there is to compile. Narrow rows with wide
+// results are sums that are finished later, mostly: they have no mask.
+template <typename vec_t, typename S, typename T>
 constexpr bool has_fixed_counts(Kind kind) {
-  return vec_t::kLanes > 1 && kind != Kind::kAny;
+  return vec_t::kLanes > 1 &&
+         (kind == Kind::kPlain || (kind == Kind::kReluMask && sizeof(S) >= sizeof(T)));
 }
 
 // Calls f(the kind) as a constant.
 template <typename vec_t, typename F>
 MSR_INLINE void with_kind(const Finish& how, F&& f) {
-  const bool rare = how.gate || (how.mask && !how.relu);
-  if (rare || (vec_t::kLanes == 1 && how.relu))
-    return f(std::integral_constant<Kind, Kind::kAny>{});
-  if constexpr (vec_t::kLanes == 1) return f(std::integral_constant<Kind, Kind::kPlain>{});
-  if (how.mask) return f(std::integral_constant<Kind, Kind::kReluMask>{});
-  if (how.relu) return f(std::integral_constant<Kind, Kind::kRelu>{});
-  f(std::integral_constant<Kind, Kind::kPlain>{});
+  if (!how.gate && !how.mask) return f(std::integral_constant<Kind, Kind::kPlain>{});
+  if constexpr (vec_t::kLanes > 1) {
+    if (!how.gate && how.relu) return f(std::integral_constant<Kind, Kind::kReluMask>{});
+  }
+  f(std::integral_constant<Kind, Kind::kAny>{});
 }
 
 // A call of its own, so that the loops of the rare kind stay small.
@@ -70,10 +71,13 @@ template <Kind kKind, typename V, typename T>
 MSR_INLINE void finish(V value, const Finish how, T* to, int64_t k) {
   if constexpr (kKind == Kind::kAny) {
     value = finish_any(value, how, k);
-  } else if constexpr (kKind != Kind::kPlain) {
+  } else if constexpr (kKind == Kind::kReluMask) {
     uint32_t passes;
     value = value.relu(passes);
-    if constexpr (kKind == Kind::kReluMask) put_bits<V::kLanes>(how.mask, k, passes);
+    put_bits<V::kLanes>(how.mask, k, passes);
+  } else {
+    using acc_t = typename V::acc_t;
+    value = value.at_least(how.relu ? acc_t(0) : -std::numeric_limits<acc_t>::infinity());
   }
   value.store(to + k);
 }
@@ -120,7 +124,7 @@ MSR_INLINE void combine_run(const CombineArgs<typename vec_t::acc_t>& args, int6
   const S* rows[kRows];
   const uint8_t* gates[kRows];
   if constexpr (kCount == 1 && !kGated && kKind == Kind::kPlain && std::is_same_v<S, T>) {
-    if (all_weights[0] == 1 && !base) {
+    if (all_weights[0] == 1 && !base && !how.relu) {
       memcpy(to, all_rows[0] + offset, static_cast<size_t>(length) * sizeof(T));
       return;
     }
@@ -161,7 +165,7 @@ void combine_count(const CombineArgs<typename vec_t::acc_t>& args, T* to) {
 
 template <typename vec_t, bool kGated, Kind kKind, typename S, typename T>
 MSR_INLINE void combine_typed(const CombineArgs<typename vec_t::acc_t>& args, T* to) {
-  if constexpr (has_fixed_counts<vec_t>(kKind)) {
+  if constexpr (has_fixed_counts<vec_t, S, T>(kKind)) {
     if (args.count == 1) return combine_count<vec_t, 1, kGated, kKind, S>(args, to);
     if (args.count == 2) return combine_count<vec_t, 2, kGated, kKind, S>(args, to);
     if (args.count == 4) return combine_count<vec_t, 4, kGated, kKind, S>(args, to);
@@ -460,11 +464,12 @@ void along_copied(const AlongPixelsArgs<acc_t>& args, T* to) {
     memcpy(to, row + index[k] * source.row_stride, channels * sizeof(T));
 }
 
-// One slice of one pixel.
+// One slice of one pixel. A call of its own: every other instance of along_pixels has two of them.
 template <typename vec_t, Kind kKind, typename S, typename T>
-MSR_INLINE void any_slice_of_pixel(const PixelSlice<typename vec_t::acc_t>& slice, int64_t column,
-                                   const T* base, const Finish& how, T* to) {
-  if constexpr (has_fixed_counts<vec_t>(kKind)) {
+__attribute__((noinline)) void any_slice_of_pixel(const PixelSlice<typename vec_t::acc_t>& slice,
+                                                  int64_t column, const T* base, const Finish& how,
+                                                  T* to) {
+  if constexpr (has_fixed_counts<vec_t, S, T>(kKind)) {
     if (slice.count == 2 && slice.few && slice.max_taps == 2) {
       const FewTaps<vec_t, 2, 2, S> few(slice);
       return few.template write<kKind>(column, base, how, to, slice.channels);
@@ -481,7 +486,7 @@ void along_pixels_typed(const AlongPixelsArgs<typename vec_t::acc_t>& args, T* t
   if constexpr (kKind == Kind::kPlain && std::is_same_v<S, T>) {
     if (args.count == 1 && first.copied) return along_copied(args, to);
   }
-  if constexpr (has_fixed_counts<vec_t>(kKind)) {
+  if constexpr (has_fixed_counts<vec_t, S, T>(kKind)) {
     if (args.count == 1 && first.few) {
       if (first.count == 1) return along_few<vec_t, 1, kKind, S>(args, to);
       if (first.count == 2) return along_few<vec_t, 2, kKind, S>(args, to);

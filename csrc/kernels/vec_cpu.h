@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "dtypes.h"
 
@@ -21,6 +22,33 @@ namespace {
 
 #define MSR_INLINE inline __attribute__((always_inline))
 
+// One value of another type. kConvertsInVectors: whether there are instructions for that; without
+// them the conversions are long, and a call is short beside them.
+#if defined(MSR_ISA_AVX2) || defined(MSR_ISA_AVX512)
+constexpr bool kConvertsInVectors = true;
+#define MSR_CONVERSION MSR_INLINE
+#else
+constexpr bool kConvertsInVectors = false;
+#define MSR_CONVERSION inline __attribute__((noinline))
+#endif
+template <typename T>
+MSR_CONVERSION float load_narrow(const T* from) {
+#if defined(MSR_ISA_AVX2) || defined(MSR_ISA_AVX512)
+  if constexpr (std::is_same_v<T, Half>) return _cvtsh_ss(from->bits);
+#endif
+  return widen<float>(*from);
+}
+template <typename value_t, typename T>
+MSR_CONVERSION void store_narrow(value_t value, T* to) {
+#if defined(MSR_ISA_AVX2) || defined(MSR_ISA_AVX512)
+  if constexpr (std::is_same_v<T, Half> && sizeof(value_t) == sizeof(float)) {
+    *to = {static_cast<uint16_t>(_cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT))};
+    return;
+  }
+#endif
+  *to = Narrow<T>::from(value);
+}
+
 // One lane. value_t is the accumulation type.
 template <typename value_t>
 struct Scalar {
@@ -29,13 +57,15 @@ struct Scalar {
   value_t v;
 
   static MSR_INLINE Scalar broadcast(value_t value) { return {value}; }
+  static MSR_INLINE Scalar load(const value_t* from) { return {*from}; }
   template <typename T>
   static MSR_INLINE Scalar load(const T* from) {
-    return {widen<value_t>(*from)};
+    return {static_cast<value_t>(load_narrow(from))};
   }
+  MSR_INLINE void store(value_t* to) const { *to = v; }
   template <typename T>
   MSR_INLINE void store(T* to) const {
-    *to = Narrow<T>::from(v);
+    store_narrow(v, to);
   }
   MSR_INLINE Scalar operator+(Scalar other) const { return {v + other.v}; }
   MSR_INLINE Scalar operator*(Scalar other) const { return {v * other.v}; }
@@ -51,6 +81,8 @@ struct Scalar {
     passes = v <= 0 ? 0u : 1u;
     return {v <= 0 ? value_t(0) : v};
   }
+  // The larger one; NaN stays.
+  MSR_INLINE Scalar at_least(value_t floor) const { return {v < floor ? floor : v}; }
   // Zero where the lane's bit, bits[k] to bits[k + kLanes - 1], is not set.
   MSR_INLINE Scalar select(const uint8_t* bits, int64_t k) const {
     return {(bits[k >> 3] >> (k & 7) & 1) != 0 ? v : value_t(0)};
@@ -101,6 +133,7 @@ struct Vec {
     passes = mask;
     return {_mm512_maskz_mov_ps(mask, v)};
   }
+  MSR_INLINE Vec at_least(float floor) const { return {_mm512_max_ps(_mm512_set1_ps(floor), v)}; }
   typedef int32_t Ints __attribute__((vector_size(64)));
   static MSR_INLINE Ints load_ints(const uint8_t* from) {
     const __m512i wide =
@@ -178,6 +211,7 @@ struct Vec {
     passes = static_cast<uint32_t>(_mm256_movemask_ps(mask));
     return {_mm256_and_ps(v, mask)};
   }
+  MSR_INLINE Vec at_least(float floor) const { return {_mm256_max_ps(_mm256_set1_ps(floor), v)}; }
   typedef int32_t Ints __attribute__((vector_size(32)));
   static MSR_INLINE Ints load_ints(const uint8_t* from) {
     const __m256i wide =
@@ -271,6 +305,9 @@ struct VecPair {
     passes = static_cast<uint32_t>(_mm_movemask_epi8(bytes));
     return {{_mm256_and_ps(even.v, even_set)}, {_mm256_and_ps(odd.v, odd_set)}};
   }
+  MSR_INLINE VecPair at_least(float floor) const {
+    return {even.at_least(floor), odd.at_least(floor)};
+  }
   MSR_INLINE VecPair select(const uint8_t* bits, int64_t k) const {
     uint16_t all;
     memcpy(&all, bits + (k >> 3), sizeof all);
@@ -301,12 +338,12 @@ struct Vec {
     return result;
   }
   template <typename T>
-  static MSR_INLINE Vec load(const T* from) {
+  static MSR_CONVERSION Vec load(const T* from) {
     return {Floats{to_float(from[0]), to_float(from[1]), to_float(from[2]), to_float(from[3])}};
   }
   MSR_INLINE void store(float* to) const { memcpy(to, &v, sizeof v); }
   template <typename T>
-  MSR_INLINE void store(T* to) const {
+  MSR_CONVERSION void store(T* to) const {
     for (int i = 0; i < kLanes; ++i) to[i] = Narrow<T>::from(v[i]);
   }
   MSR_INLINE Vec operator+(Vec other) const { return {v + other.v}; }
@@ -323,6 +360,10 @@ struct Vec {
     const Ints set = ~(v <= Floats{});
     passes = condition_bits(set);
     return masked(set);
+  }
+  MSR_INLINE Vec at_least(float floor) const {
+    const Floats least = broadcast(floor).v;
+    return {v < least ? least : v};
   }
   MSR_INLINE Vec select(const uint8_t* bits, int64_t k) const {
     const Ints lane_bit = {1, 2, 4, 8};
