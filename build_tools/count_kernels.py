@@ -26,7 +26,7 @@ _CUDA = re.compile(r"(?:^|\s)msr::(\w+_kernel)<[^(]*>\(")
 # instruction sets have the same name.
 _CPU = re.compile(
     r"(?:^|\s)msr::\(anonymous namespace\)::"
-    r"(combine_count|along_row_typed|along_pixels_typed|along_few)<"
+    r"(combine_count|along_row_typed|any_slice_of_pixel|along_few)<"
 )
 
 
