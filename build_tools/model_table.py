@@ -32,8 +32,8 @@ tracer, before and after `msr_cuda.fuse(model)`.
 
 - **all**: interpolations that change a map's size, and poolings whose result goes into a sum.
 - **with partners**: those of which the result has one use: with other maps, in a sum, a product, a
-  stack or a concatenation. A map with several uses is written to memory anyway.
-- **fused**: those that are part of an operator on several maps now, in one pass.
+  stack or a concatenation, or in a loss. A map with several uses is written to memory anyway.
+- **fused**: those that are part of an operator on several maps, or of a loss, now, in one pass.
 - **alone**: those that are an operator by themselves now: deterministic backward, and the input's
   dtype under autocast, but no pass over memory saved.
 - **left to PyTorch**: the rest, with the class that does it, and what comes next, or why.

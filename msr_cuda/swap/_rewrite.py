@@ -58,6 +58,7 @@ class Rewrite:
     skip_reasons: Callable[[Any], list[str]] | None
     absorbed_modules: Callable[[Any], list[nn.Module]] | None
     on_made: Callable[[ModuleType], None] | None
+    keeps_name: bool
 
 
 class Rewrites:
@@ -80,6 +81,7 @@ class Rewrites:
         skip_reasons: Callable[[Any], list[str]] | None = None,
         absorbed_modules: Callable[[Any], list[nn.Module]] | None = None,
         on_made: Callable[[ModuleType], None] | None = None,
+        keeps_name: bool = False,
     ) -> None:
         """Adds one recipe for classes with the same code.
 
@@ -92,6 +94,8 @@ class Rewrites:
             methods: fingerprints of other methods whose work the new statements do.
             skip_reasons, absorbed_modules: as :func:`msr_cuda.swap.register` has them.
             on_made: called with the twin, where a library has to be told of a class.
+            keeps_name: whether the twin's ``__name__`` is the target's, for a library that saves
+                models by it. Its ``__qualname__`` is its own, which pickles and reports go by.
         """
         for target in targets:
             module, _, name = target.partition(":")
@@ -100,7 +104,7 @@ class Rewrites:
                 raise ValueError(f"Rewrites.add: expected a new name of a twin, got {label}")
             self._pending[label] = Rewrite(
                 module, name, fingerprints, summary, edits, methods or {}, skip_reasons,
-                absorbed_modules, on_made,
+                absorbed_modules, on_made, keeps_name,
             )  # fmt: skip
 
     def leave(self, *targets: str, reason: str) -> None:
@@ -156,6 +160,8 @@ class Rewrites:
         twin: ModuleType = types.new_class(
             label, (target,), exec_body=lambda namespace: namespace.update(members)
         )
+        if rewrite.keeps_name:
+            twin.__name__ = target.__name__
         setattr(recipes, label, twin)
         _registry.register(target, forward_fingerprints=rewrite.fingerprints)(twin)
         if rewrite.on_made is not None:
