@@ -278,6 +278,7 @@ def test_every_recipe_fits_the_library_that_is_installed(library: str) -> None:
     with offline():
         require_or_skip("torchvision_on_cpu")
         require_or_skip("mmcv_without_operators")
+        require_or_skip("minimal_packages")
         require_or_skip(NEEDS[library])
     module = require_or_skip(f"msr_cuda.swap.recipes.{library}")
     rewrites = getattr(module, "REWRITES", None)

@@ -65,10 +65,11 @@ class Upsampled(NamedTuple):
     def fits_target(self, target: Tensor) -> bool:
         """Whether an operator does this on the way to a loss with a target ``[N, *size]``.
 
-        It takes the size from the target, and coordinates from the sizes.
+        It takes the size from the target, and coordinates from the sizes: so they do from a factor
+        that is an integer.
         """
         return (
-            self.size is not None
+            all(factor.is_integer() for factor in self.factors() or ())
             and self.input.is_floating_point()
             and self.fits()
             and tuple(target.shape) == (self.batch(), *self.target())

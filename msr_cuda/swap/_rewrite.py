@@ -54,6 +54,7 @@ class Rewrite:
     fingerprints: Sequence[str]
     summary: str
     edits: Mapping[str, str]
+    forward: Callable[..., Any] | None
     methods: Mapping[str, Sequence[str]]
     skip_reasons: Callable[[Any], list[str]] | None
     absorbed_modules: Callable[[Any], list[nn.Module]] | None
@@ -75,7 +76,8 @@ class Rewrites:
         *targets: str,
         fingerprints: Sequence[str],
         summary: str,
-        edits: Mapping[str, str],
+        edits: Mapping[str, str] | None = None,
+        forward: Callable[..., Any] | None = None,
         twin: str | None = None,
         methods: Mapping[str, Sequence[str]] | None = None,
         skip_reasons: Callable[[Any], list[str]] | None = None,
@@ -90,6 +92,7 @@ class Rewrites:
             fingerprints: of each ``forward`` that the edits fit.
             summary: what one pass does; appears in the report.
             edits: statements of the ``forward``, or an expression in it, each with its replacement.
+            forward: a whole new one in their place, for forwards that differ in their statements.
             twin: name of the new class; None: ``Fused`` and that of the target.
             methods: fingerprints of other methods whose work the new statements do.
             skip_reasons, absorbed_modules: as :func:`msr_cuda.swap.register` has them.
@@ -103,8 +106,8 @@ class Rewrites:
             if label in self._pending:
                 raise ValueError(f"Rewrites.add: expected a new name of a twin, got {label}")
             self._pending[label] = Rewrite(
-                module, name, fingerprints, summary, edits, methods or {}, skip_reasons,
-                absorbed_modules, on_made, keeps_name,
+                module, name, fingerprints, summary, edits or {}, forward, methods or {},
+                skip_reasons, absorbed_modules, on_made, keeps_name,
             )  # fmt: skip
 
     def leave(self, *targets: str, reason: str) -> None:
@@ -196,6 +199,8 @@ def _new_forward(
 
         unknown.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
         return unknown
+    if rewrite.forward is not None:
+        return rewrite.forward
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(original))).body
     assert isinstance(tree, ast.FunctionDef)
     _drop_documentation(tree)
