@@ -39,9 +39,9 @@ tracer, before and after `msr_cuda.fuse(model)`.
 - **left to PyTorch**: the rest, with the class that does it, and what comes next, or why.
   (`getitem` is a mask.)
 
-detectron2, YOLOX and basicsr cannot be installed by pip beside every torch. In their place are minimal
-models of our own (`tests/minimal`), with the names of the packages' classes and attributes and with
-what their `forward` does; the recipes also know the packages' own.
+detectron2, YOLOX and basicsr cannot be installed by pip beside every torch. In their place are
+minimal models of our own (`tests/minimal`), with the names of the packages' classes and attributes
+and with what their `forward` does; the recipes also know the packages' own.
 
 {summary}
 """

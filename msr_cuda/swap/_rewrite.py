@@ -99,7 +99,12 @@ class Rewrites:
             on_made: called with the twin, where a library has to be told of a class.
             keeps_name: whether the twin's ``__name__`` is the target's, for a library that saves
                 models by it. Its ``__qualname__`` is its own, which pickles and reports go by.
+
+        Raises:
+            ValueError: both ``edits`` and ``forward``, or none, or a twin of that name.
         """
+        if (edits is None) == (forward is None):
+            raise ValueError("Rewrites.add: expected either edits or forward")
         for target in targets:
             module, _, name = target.partition(":")
             label = twin or f"Fused{name}"
