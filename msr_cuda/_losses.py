@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from . import _dispatch, _ops, _plans, _spec, _validate, autograd, reference
 from ._dispatch import Impl, unsupported_reasons
 from ._validate import Size
+
+
+class Observation(NamedTuple):
+    """What :data:`observers` are told of one loss.
+
+    Attributes:
+        function: name of the public function.
+        logits: before they are resampled.
+        target: what their pixels should be, of the size that they are resampled to.
+        factors: further tensors that are read.
+        output: the loss.
+        reasons: why the upsampled logits were written; empty: they were not.
+    """
+
+    function: str
+    logits: Tensor
+    target: Tensor
+    factors: tuple[Tensor, ...]
+    output: Tensor
+    reasons: tuple[str, ...] = ()
+
+
+#: Called after every loss, outside of compiled graphs. For reports and benchmarks.
+observers: list[Callable[[Observation], None]] = []
 
 
 def resample_cross_entropy(
@@ -59,16 +86,20 @@ def resample_cross_entropy(
     _validate.check_classes(name, logits, target, weight, ignore_index, label_smoothing)
     _validate.check_reduction(name, reduction)
     planned = _plan(name, logits, size, mode, align_corners)
-    if _dispatch.reasons_for_reference(name, impl, [logits], _reasons(target)):
+    reasons = _dispatch.reasons_for_reference(name, impl, [logits], _reasons(target))
+    if reasons:
         resampled = _resampled(planned, logits, impl)
-        return reference.cross_entropy(
+        loss = reference.cross_entropy(
             resampled, target, weight, ignore_index, label_smoothing, reduction
         )
-    if weight is not None:
-        weight = weight.detach().to(_accumulation_dtype(logits)).contiguous()
-    return autograd.cross_entropy(
-        logits, target, weight, planned.plan.spec, ignore_index, label_smoothing, reduction
-    )
+    else:
+        if weight is not None:
+            weight = weight.detach().to(_accumulation_dtype(logits)).contiguous()
+        loss = autograd.cross_entropy(
+            logits, target, weight, planned.plan.spec, ignore_index, label_smoothing, reduction
+        )
+    _tell(name, logits, target, (weight,), loss, reasons)
+    return loss
 
 
 def resample_binary_cross_entropy_with_logits(
@@ -114,21 +145,25 @@ def resample_binary_cross_entropy_with_logits(
         if value is not None:
             _validate.check_factor(name, argument, value, logits, size)
     planned = _plan(name, logits, size, mode, align_corners)
-    if _dispatch.reasons_for_reference(name, impl, [logits], _reasons(target)):
+    reasons = _dispatch.reasons_for_reference(name, impl, [logits], _reasons(target))
+    if reasons:
         resampled = _resampled(planned, logits, impl)
-        return reference.binary_cross_entropy_with_logits(
+        loss = reference.binary_cross_entropy_with_logits(
             resampled, target, weight, pos_weight, reduction
         )
-    dtype = _accumulation_dtype(logits)
-    if not target.is_floating_point() and target.dtype not in (torch.bool, torch.uint8):
-        target = target.to(dtype)
-    weight, pos_weight = (
-        None if factor is None else factor.detach().to(dtype).expand(target.shape)
-        for factor in (weight, pos_weight)
-    )
-    return autograd.binary_cross_entropy(
-        logits, target, weight, pos_weight, planned.plan.spec, reduction
-    )
+    else:
+        dtype = _accumulation_dtype(logits)
+        if not target.is_floating_point() and target.dtype not in (torch.bool, torch.uint8):
+            target = target.to(dtype)
+        weight, pos_weight = (
+            None if factor is None else factor.detach().to(dtype).expand(target.shape)
+            for factor in (weight, pos_weight)
+        )
+        loss = autograd.binary_cross_entropy(
+            logits, target, weight, pos_weight, planned.plan.spec, reduction
+        )
+    _tell(name, logits, target, (weight, pos_weight), loss, reasons)
+    return loss
 
 
 def resample_argmax(
@@ -198,6 +233,21 @@ def check_errors(device: torch.device | str | int | None = None) -> None:
     torch.cuda.synchronize(device)
     index = torch.cuda.current_device() if device is None else torch.device(device).index
     _ops.check_targets(torch.cuda.current_device() if index is None else index)
+
+
+def _tell(
+    name: str,
+    logits: Tensor,
+    target: Tensor,
+    factors: Sequence[Tensor | None],
+    loss: Tensor,
+    reasons: Sequence[str],
+) -> None:
+    if observers and not torch.compiler.is_compiling():
+        given = tuple(x for x in factors if x is not None)
+        observation = Observation(name, logits, target, given, loss, tuple(reasons))
+        for observer in observers:
+            observer(observation)
 
 
 def _accumulation_dtype(logits: Tensor) -> torch.dtype:

@@ -107,7 +107,7 @@ def test_command_prints_the_section_of_a_library(capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["keras"], "expected some of diffusers, effdet"), (["timm", "--write"], "takes all")],
+    [(["keras"], "expected some of basicsr, detectron2"), (["timm", "--write"], "takes all")],
 )
 def test_command_refuses(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]

@@ -203,7 +203,7 @@ def recipes() -> Iterator[types.ModuleType]:
         unregister(known.twin)
 
 
-def add(recipes: types.ModuleType, edits: dict[str, str] = EDITS, **options: Any) -> None:
+def add(recipes: types.ModuleType, edits: dict[str, str] | None = EDITS, **options: Any) -> None:
     known = {"fingerprints": [fingerprint(Neck.forward)], **options}
     recipes.REWRITES.add(f"{__name__}:Neck", summary="One pass.", edits=edits, **known)
     recipes.REWRITES.load()
@@ -230,6 +230,25 @@ def test_the_rest_of_a_forward_stays(
     assert any("recipe.merge(skip, x)" in str(entry) for entry in caught.traceback)
     unfuse(neck)
     assert type(neck) is Neck
+
+
+def test_a_whole_forward(recipes: types.ModuleType) -> None:
+    def forward(self: Any, x: Any, skip: Any, *, factor: int = 2) -> Any:
+        return msr.add(skip, msr.up(x, scale_factor=factor))
+
+    add(recipes, None, forward=forward, keeps_name=True)
+    neck = Neck()
+    x, skip = images(1, 2, 3, 4), images(1, 2, 6, 8)
+    fuse(neck)
+    assert type(neck).forward is forward
+    assert type(neck).__name__ == "Neck" and _registry.describe(type(neck)).endswith(".FusedNeck")
+    torch.testing.assert_close(neck(x, skip), skip + F.interpolate(x, scale_factor=2))
+
+
+@pytest.mark.parametrize("options", [{}, {"forward": Neck.forward}])
+def test_edits_or_a_whole_forward(recipes: types.ModuleType, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="either edits or forward"):
+        add(recipes, EDITS if options else None, **options)
 
 
 def test_an_unknown_forward_is_left_alone(recipes: types.ModuleType) -> None:
@@ -278,6 +297,7 @@ def test_every_recipe_fits_the_library_that_is_installed(library: str) -> None:
     with offline():
         require_or_skip("torchvision_on_cpu")
         require_or_skip("mmcv_without_operators")
+        require_or_skip("minimal_packages")
         require_or_skip(NEEDS[library])
     module = require_or_skip(f"msr_cuda.swap.recipes.{library}")
     rewrites = getattr(module, "REWRITES", None)

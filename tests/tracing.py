@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from msr_cuda import functional
+from msr_cuda import _losses, functional
 
 #: Functions whose result still is the map, perhaps in another dtype or memory, or with a border.
 _SAME_MAP = {"to", "float", "half", "double", "bfloat16", "clone", "contiguous", "detach", "type"}
@@ -23,6 +23,8 @@ _SAME_MAP |= {"pad", "dropout", "dropout2d", "dropout3d", "type_as", "identity"}
 _SAME_MAP |= {"reshape", "view", "flatten", "unflatten", "transpose", "permute"}  # as tokens
 #: Functions of several maps, and of one map in place.
 _FUSE = {"add", "mul", "cat", "concat", "stack", "sub", "lerp", "addcmul"}
+#: Losses of logits, which need not be written for them, unless they also are a result.
+_LOSSES = {"cross_entropy", "binary_cross_entropy_with_logits"}
 #: With a number, they only change what is in the map.
 _SCALE = {"add", "sub", "mul", "div", "truediv"}
 _RESAMPLE = {"interpolate", "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool2d", "avg_pool3d"}
@@ -62,11 +64,12 @@ class Call:
 
     @property
     def is_fused(self) -> bool:
-        """Whether the only use of the result is with other maps.
+        """Whether the only use of the result is with other maps, or in a loss.
 
         One with several uses has to be written to memory anyway.
         """
-        return len(self.uses) == 1 and self.uses[0] in _FUSE
+        in_loss = self.uses[:1] and self.uses[0] in _LOSSES and not self.is_result
+        return len(self.uses) == 1 and (self.uses[0] in _FUSE or bool(in_loss))
 
 
 class Tracer(TorchFunctionMode):
@@ -150,9 +153,11 @@ def trace(model: nn.Module, run: Callable[[], Any]) -> list[Call]:
 def count_resampled(run: Callable[[], Any]) -> tuple[int, int]:
     """How many maps the fused operators resample in ``run()``: for a fusion, and by themselves.
 
-    Groups of channels of one map count once.
+    Groups of channels of one map count once, and so do logits that are resampled for a loss and by
+    themselves, too.
     """
     fused = alone = 0
+    written: list[Tensor] = []
 
     def observe(observation: functional.Observation) -> None:
         nonlocal fused, alone
@@ -164,10 +169,19 @@ def count_resampled(run: Callable[[], Any]) -> tuple[int, int]:
             fused += len(resampled)
         else:
             alone += len(resampled)
+            written.extend(observation.inputs)
+
+    def observe_loss(observation: _losses.Observation) -> None:
+        nonlocal fused
+        logits = observation.logits
+        size = observation.target.shape[2 - logits.dim() :]
+        fused += logits.shape[2:] != size and not any(x is logits for x in written)
 
     functional.observers.append(observe)
+    _losses.observers.append(observe_loss)
     try:
         run()
     finally:
         functional.observers.remove(observe)
+        _losses.observers.remove(observe_loss)
     return fused, alone

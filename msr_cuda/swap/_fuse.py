@@ -36,12 +36,14 @@ def fuse(
     :func:`unfuse`.
 
     Recipes exist for :class:`torch.nn.Upsample`, for necks, decoders and heads of torchvision,
-    timm, segmentation_models_pytorch, transformers, effdet, MONAI, diffusers and ultralytics
-    (docs/models.md has the models), and whatever :func:`msr_cuda.swap.register` added. A module is
-    left alone, and the report says why, if its class has a ``forward`` that is not the known one,
-    if it was given a ``forward`` of its own, if a hook would be bypassed, or if the operators do
-    not take its options. A hook that is put on an absorbed module later, as on the ``Upsample``
-    that a ``Concat`` does the work of, does not see the upsampled map: ``unfuse`` first.
+    timm, segmentation_models_pytorch, transformers, effdet, MONAI, diffusers, ultralytics, mmdet,
+    mmpose, mmseg, detectron2, YOLOX and basicsr (docs/models.md has the models), for the losses
+    that transformers and detectron2 compute from upsampled logits, and whatever
+    :func:`msr_cuda.swap.register` added. A module is left alone, and the report says why, if its
+    class has a ``forward`` that is not the known one, if it was given a ``forward`` of its own, if
+    a hook would be bypassed, or if the operators do not take its options. A hook that is put on an
+    absorbed module later, as on the ``Upsample`` that a ``Concat`` does the work of, does not see
+    the upsampled map: ``unfuse`` first.
 
     Args:
         model: any module; it may itself be one that a recipe knows.

@@ -1,7 +1,8 @@
 """What rewritten ``forward`` methods call: interpolations that wait for what takes their result.
 
 Where a library writes ``F.interpolate(x, ...)``, its twin writes ``msr.up(x, ...)``, which computes
-nothing yet; :func:`add` and :func:`cat` take such maps beside those that are there. Wherever an
+nothing yet; :func:`add` and :func:`cat` take such maps beside those that are there, and losses take
+such logits. Wherever an
 operator does not do exactly what the library's code does with the maps at hand (it would broadcast
 where PyTorch raises, say), that code runs as it was written.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -59,6 +60,20 @@ class Upsampled(NamedTuple):
         return factors is None or not any(
             n == m and factor != 1
             for n, m, factor in zip(self.input.shape[2:], self.target(), factors, strict=True)
+        )
+
+    def fits_target(self, target: Tensor) -> bool:
+        """Whether an operator does this on the way to a loss with a target ``[N, *size]``.
+
+        It takes the size from the target, and coordinates from the sizes: so they do from a factor
+        that is an integer.
+        """
+        return (
+            all(factor.is_integer() for factor in self.factors() or ())
+            and self.input.is_floating_point()
+            and self.fits()
+            and tuple(target.shape) == (self.batch(), *self.target())
+            and target.device == self.input.device
         )
 
     def factors(self) -> list[float] | None:
@@ -160,7 +175,7 @@ def add(
     """
     arranged = _arrange(parts)
     if arranged is None or any(x.shape[1] != arranged.maps[0].shape[1] for x in arranged.maps):
-        total: Tensor = functools.reduce(operator.add, map(_computed, parts))
+        total: Tensor = functools.reduce(operator.add, map(computed, parts))
         if out_scale != 1:
             total = total * out_scale
         if dtype is not None:
@@ -176,11 +191,64 @@ def add(
     )
 
 
+def criterion(**options: Any) -> Callable[[Part, Tensor], Tensor]:
+    """An ``nn.CrossEntropyLoss`` with these options, of which :func:`cross_entropy` takes some."""
+    return functools.partial(cross_entropy, **options)
+
+
+def cross_entropy(logits: Part, target: Tensor, *, ignore_index: int = -100) -> Tensor:
+    """``F.cross_entropy(logits, target)``: of logits that wait, none is written.
+
+    Args:
+        logits: ``[N, C, *spatial]``, which wait for their interpolation to the target's size.
+        target: class indices ``[N, *size]``.
+        ignore_index: the class that counts nothing.
+    """
+    # PyTorch's loss takes no other indices than these, and the target's size is not its choice.
+    if not isinstance(logits, Upsampled) or not (
+        logits.fits_target(target) and target.dtype == torch.int64
+    ):
+        return F.cross_entropy(computed(logits), target, ignore_index=ignore_index)
+    x = logits.input
+    loss = functional.resample_cross_entropy(
+        x, target, mode=logits.mode, align_corners=logits.align_corners, ignore_index=ignore_index
+    )
+    # Autocast has this loss in float32; without, half logits have a half loss.
+    return loss if torch.is_autocast_enabled(x.device.type) else loss.to(x.dtype)
+
+
+def masked_binary_cross_entropy(logits: Part, target: Tensor, mask: Tensor) -> Tensor:
+    """The mean of ``F.binary_cross_entropy_with_logits(logits.squeeze(1), target) * mask``.
+
+    Args:
+        logits: ``[N, 1, *spatial]``, which wait for their interpolation to the target's size.
+        target: probabilities ``[N, *size]`` in float32.
+        mask: factors ``[N, *size]`` in float32.
+    """
+    # From float64 PyTorch rounds, as the target is float32.
+    if not isinstance(logits, Upsampled) or not (
+        logits.fits_target(target)
+        and logits.input.shape[1] == 1
+        and logits.input.dtype != torch.float64
+    ):
+        losses = F.binary_cross_entropy_with_logits(
+            computed(logits).squeeze(1), target, reduction="none"
+        )
+        return (losses * mask).mean()
+    return functional.resample_binary_cross_entropy_with_logits(
+        logits.input,
+        target.unsqueeze(1),
+        mode=logits.mode,
+        align_corners=logits.align_corners,
+        weight=mask.unsqueeze(1),
+    )
+
+
 def cat(parts: Sequence[Part]) -> Tensor:
     """The channels of maps behind each other."""
     arranged = _arrange(parts)
     if arranged is None:
-        return torch.cat([_computed(part) for part in parts], 1)
+        return torch.cat([computed(part) for part in parts], 1)
     return functional.resample_cat(arranged.maps, arranged.size, **arranged.options)
 
 
@@ -227,5 +295,6 @@ def _arrange(parts: Sequence[Part]) -> _Arranged | None:
     return _Arranged(maps, size, options)
 
 
-def _computed(part: Part) -> Tensor:
+def computed(part: Part) -> Tensor:
+    """The map, whether it waited or not."""
     return part.computed() if isinstance(part, Upsampled) else part

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import functional
+from .. import _losses, functional
 from ..functional import Observation
 from .algebra import _pointwise
 from .algebra._pointwise import Reordering
@@ -74,6 +74,26 @@ class _Counter:
             observation.output
         )
         self.traffic.fused_launches += 1
+        if observation.reasons:
+            self.traffic.fallback = "; ".join(observation.reasons)
+
+    def add_loss(self, observation: _losses.Observation) -> None:
+        """Counts one loss of logits that were not upsampled."""
+        logits, target, output = observation.logits, observation.target, observation.output
+        size = target.shape[-(logits.dim() - 2) :]
+        before = _nbytes(logits)
+        upsampled = logits.shape[0] * logits.shape[1] * size.numel() * logits.element_size()
+        rest = sum(map(_nbytes, (target, *observation.factors, output)))
+        # PyTorch upsamples, and reads that; a cross entropy takes log-probabilities in between.
+        self.traffic.eager_bytes += before + 2 * upsampled + rest
+        self.traffic.eager_launches += 2
+        self.traffic.fused_bytes += before + rest
+        self.traffic.fused_launches += 1
+        if observation.function == "resample_cross_entropy":
+            self.traffic.eager_bytes += 2 * upsampled
+            self.traffic.eager_launches += 1
+            # The log-sum-exps.
+            self.traffic.fused_bytes += logits.shape[0] * size.numel() * output.element_size()
         if observation.reasons:
             self.traffic.fallback = "; ".join(observation.reasons)
 
@@ -148,8 +168,14 @@ def run(
             if running:
                 running[-1].reorder(reordering)
 
+        def observe_loss(observation: _losses.Observation) -> None:
+            if running:
+                running[-1].add_loss(observation)
+
         functional.observers.append(observe)
         stack.callback(functional.observers.remove, observe)
+        _losses.observers.append(observe_loss)
+        stack.callback(_losses.observers.remove, observe_loss)
         _pointwise.observers.append(observe_reordering)
         stack.callback(_pointwise.observers.remove, observe_reordering)
         stack.enter_context(torch.no_grad())

@@ -79,7 +79,8 @@ class Report:
           reads and writes one map, a binary sum reads two and writes one, ``cat`` reads all and
           writes the result, an activation or a cast of the result reads and writes one; one kernel
           each. A map that has the result's size already counts as not interpolated, except by
-          ``resample``.
+          ``resample``. A cross entropy reads the upsampled logits, and writes and reads their
+          log-probabilities; fused, it writes one number per pixel.
 
         What ``fuse(model, algebra=True)`` reordered counts with its convolutions, each of which
         reads its input and writes its result, and their multiply-adds.

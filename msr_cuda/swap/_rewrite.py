@@ -54,10 +54,12 @@ class Rewrite:
     fingerprints: Sequence[str]
     summary: str
     edits: Mapping[str, str]
+    forward: Callable[..., Any] | None
     methods: Mapping[str, Sequence[str]]
     skip_reasons: Callable[[Any], list[str]] | None
     absorbed_modules: Callable[[Any], list[nn.Module]] | None
     on_made: Callable[[ModuleType], None] | None
+    keeps_name: bool
 
 
 class Rewrites:
@@ -74,12 +76,14 @@ class Rewrites:
         *targets: str,
         fingerprints: Sequence[str],
         summary: str,
-        edits: Mapping[str, str],
+        edits: Mapping[str, str] | None = None,
+        forward: Callable[..., Any] | None = None,
         twin: str | None = None,
         methods: Mapping[str, Sequence[str]] | None = None,
         skip_reasons: Callable[[Any], list[str]] | None = None,
         absorbed_modules: Callable[[Any], list[nn.Module]] | None = None,
         on_made: Callable[[ModuleType], None] | None = None,
+        keeps_name: bool = False,
     ) -> None:
         """Adds one recipe for classes with the same code.
 
@@ -88,19 +92,27 @@ class Rewrites:
             fingerprints: of each ``forward`` that the edits fit.
             summary: what one pass does; appears in the report.
             edits: statements of the ``forward``, or an expression in it, each with its replacement.
+            forward: a whole new one in their place, for forwards that differ in their statements.
             twin: name of the new class; None: ``Fused`` and that of the target.
             methods: fingerprints of other methods whose work the new statements do.
             skip_reasons, absorbed_modules: as :func:`msr_cuda.swap.register` has them.
             on_made: called with the twin, where a library has to be told of a class.
+            keeps_name: whether the twin's ``__name__`` is the target's, for a library that saves
+                models by it. Its ``__qualname__`` is its own, which pickles and reports go by.
+
+        Raises:
+            ValueError: both ``edits`` and ``forward``, or none, or a twin of that name.
         """
+        if (edits is None) == (forward is None):
+            raise ValueError("Rewrites.add: expected either edits or forward")
         for target in targets:
             module, _, name = target.partition(":")
             label = twin or f"Fused{name}"
             if label in self._pending:
                 raise ValueError(f"Rewrites.add: expected a new name of a twin, got {label}")
             self._pending[label] = Rewrite(
-                module, name, fingerprints, summary, edits, methods or {}, skip_reasons,
-                absorbed_modules, on_made,
+                module, name, fingerprints, summary, edits or {}, forward, methods or {},
+                skip_reasons, absorbed_modules, on_made, keeps_name,
             )  # fmt: skip
 
     def leave(self, *targets: str, reason: str) -> None:
@@ -156,6 +168,8 @@ class Rewrites:
         twin: ModuleType = types.new_class(
             label, (target,), exec_body=lambda namespace: namespace.update(members)
         )
+        if rewrite.keeps_name:
+            twin.__name__ = target.__name__
         setattr(recipes, label, twin)
         _registry.register(target, forward_fingerprints=rewrite.fingerprints)(twin)
         if rewrite.on_made is not None:
@@ -190,6 +204,8 @@ def _new_forward(
 
         unknown.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
         return unknown
+    if rewrite.forward is not None:
+        return rewrite.forward
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(original))).body
     assert isinstance(tree, ast.FunctionDef)
     _drop_documentation(tree)

@@ -23,6 +23,12 @@ _OPENMMLAB = ("torchvision_on_cpu", "torchvision", "mmcv_without_operators", "mm
 
 #: File -> what has to be importable before its models can be made.
 LIBRARIES = {
+    "basicsr": ("minimal_packages", "basicsr.archs"),
+    "detectron2": (
+        "minimal_packages",
+        "detectron2.projects.deeplab.semantic_seg",
+        "detectron2.modeling",
+    ),
     "diffusers": ("torchvision_on_cpu", "torchvision", "diffusers"),
     "effdet": ("torchvision_on_cpu", "torchvision", "effdet"),
     "mmdet": (*_OPENMMLAB, "mmdet.models"),
@@ -34,6 +40,7 @@ LIBRARIES = {
     "torchvision": ("torchvision_on_cpu", "torchvision"),
     "transformers": ("torchvision_on_cpu", "torchvision", "transformers"),
     "ultralytics": ("torchvision_on_cpu", "ultralytics.nn.tasks"),
+    "yolox": ("minimal_packages", "yolox.models"),
 }
 
 

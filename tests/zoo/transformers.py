@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from . import Model, OnPyramid
@@ -140,11 +141,33 @@ def _encoder(name: str, **options: Any) -> dict[str, Any]:
 
 _NECK = ((16, 16, 16), (8, 16, 32))
 
+#: Of models that compute a loss.
+_CLASSES = 5
+
+
+def labels(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Classes, of which some count nothing."""
+    generator = torch.Generator().manual_seed(5)
+    found = torch.randint(0, _CLASSES, (x.shape[0], *size), generator=generator)
+    return torch.where(torch.rand(found.shape, generator=generator) < 0.2, 255, found)
+
+
+def _segment(model: Any, x: Tensor) -> Any:
+    """With a loss, whose labels may be larger than the images."""
+    return model(x, labels=labels(x, [n + 5 for n in x.shape[2:]]))
+
+
+def _segment_exactly(model: Any, x: Tensor) -> Any:
+    """With a loss, whose labels have to be of the images' size."""
+    return model(x, labels=labels(x, x.shape[2:]))
+
+
 MODELS: dict[str, Model] = {
     "SegFormer": Model(
         transformer(
             "SegformerForSemanticSegmentation",
             "SegformerConfig",
+            num_labels=_CLASSES,
             hidden_sizes=[16, 16, 32, 32],
             depths=[1] * 4,
             decoder_hidden_size=16,
@@ -153,23 +176,27 @@ MODELS: dict[str, Model] = {
             classifier_dropout_prob=0.0,
         ),
         (2, 3, 72, 104),
+        _segment,
     ),
     "UPerNet on Swin": Model(
         transformer(
             "UperNetForSemanticSegmentation",
             "UperNetConfig",
+            num_labels=_CLASSES,
             backbone_config=_SWIN,
             hidden_size=16,
             auxiliary_channels=8,
             auxiliary_in_channels=64,
         ),
         (2, 3, 64, 96),
-        no_gradient=("*.layernorm.*", "auxiliary_head.*"),
+        _segment_exactly,
+        no_gradient=("*.layernorm.*",),
     ),
     "BEiT with UPerNet": Model(
         transformer(
             "BeitForSemanticSegmentation",
             "BeitConfig",
+            num_labels=_CLASSES,
             **_VIT,
             out_indices=[1, 2, 3, 4],
             use_auxiliary_head=True,
@@ -178,12 +205,14 @@ MODELS: dict[str, Model] = {
             drop_path_rate=0.0,
         ),
         (2, 3, 64, 64),
-        no_gradient=("beit.layers.3.*", "*auxiliary_head.*", "*mask_token", "*pooler*"),
+        _segment,
+        no_gradient=("beit.layers.3.*", "*mask_token", "*pooler*"),
     ),
     "Data2Vec with UPerNet": Model(
         transformer(
             "Data2VecVisionForSemanticSegmentation",
             "Data2VecVisionConfig",
+            num_labels=_CLASSES,
             **_VIT,
             out_indices=[0, 1, 2, 3],
             use_auxiliary_head=True,
@@ -192,9 +221,9 @@ MODELS: dict[str, Model] = {
             drop_path_rate=0.0,
         ),
         (2, 3, 64, 64),
+        _segment,
         no_gradient=(
             "data2vec_vision.encoder.layer.[23].*",
-            "*auxiliary_head.*",
             "*mask_token",
             "*pooler*",
         ),
@@ -277,6 +306,55 @@ MODELS: dict[str, Model] = {
         (2, 3, 64, 64),
         no_gradient=("*.layernorm.*", "neck.fusion_stage.layers.0.residual_layer1.*"),
     ),
+    "DPT, segmentation": Model(
+        transformer(
+            "DPTForSemanticSegmentation",
+            "DPTConfig",
+            **_VIT,
+            num_labels=_CLASSES,
+            backbone_out_indices=[0, 1, 2, 3],
+            neck_hidden_sizes=[8] * 4,
+            fusion_hidden_size=16,
+            semantic_classifier_dropout=0.0,
+        ),
+        (2, 3, 64, 64),
+        _segment,
+        no_gradient=("*.layernorm.*", "neck.fusion_stage.layers.0.residual_layer1.*"),
+    ),
+    "Sapiens2, segmentation": Model(
+        transformer(
+            "Sapiens2ForSemanticSegmentation",
+            "Sapiens2Config",
+            **_VIT,
+            num_labels=_CLASSES,
+            num_key_value_attention_heads=2,
+            num_first_full_attention_layers=1,
+            num_last_full_attention_layers=1,
+            head_config=dict(upsample_out_channels=[8, 8], conv_out_channels=[8]),
+        ),
+        (2, 3, 64, 64),
+        _segment,
+    ),
+    "TIPSv2 with DPT, segmentation": Model(
+        transformer(
+            "Tipsv2DptForSemanticSegmentation",
+            "Tipsv2DptConfig",
+            num_labels=_CLASSES,
+            backbone_config=configuration(
+                "Tipsv2VisionConfig",
+                **{**_VIT, "image_size": 56},
+                patch_size=14,
+                out_indices=[1, 2, 3, 4],
+                apply_layernorm=True,
+                reshape_hidden_states=False,
+            ),
+            neck_hidden_sizes=[8] * 4,
+            fusion_hidden_size=16,
+        ),
+        (2, 3, 56, 56),
+        _segment,
+        no_gradient=("*.mask_token", "neck.fusion_stage.layers.0.residual_layer1.*"),
+    ),
     "Depth Anything": Model(
         transformer(
             "DepthAnythingForDepthEstimation",
@@ -350,6 +428,7 @@ MODELS: dict[str, Model] = {
         transformer(
             "MobileViTForSemanticSegmentation",
             "MobileViTConfig",
+            num_labels=_CLASSES,
             image_size=64,
             hidden_sizes=[16, 24, 24],
             neck_hidden_sizes=[8, 8, 16, 24, 24, 24, 32],
@@ -358,27 +437,32 @@ MODELS: dict[str, Model] = {
             aspp_dropout_prob=0.0,
         ),
         (2, 3, 64, 96),
+        _segment,
     ),
     "MobileViTV2 with DeepLabV3": Model(
         transformer(
             "MobileViTV2ForSemanticSegmentation",
             "MobileViTV2Config",
+            num_labels=_CLASSES,
             image_size=64,
             width_multiplier=0.25,
             aspp_out_channels=16,
             aspp_dropout_prob=0.0,
         ),
         (2, 3, 64, 96),
+        _segment,
     ),
     "MobileNetV2 with DeepLabV3+": Model(
         transformer(
             "MobileNetV2ForSemanticSegmentation",
             "MobileNetV2Config",
+            num_labels=_CLASSES,
             image_size=64,
             depth_multiplier=0.25,
             classifier_dropout_prob=0.0,
         ),
         (2, 3, 64, 96),
+        _segment,
         no_gradient=("*.conv_1x1.*",),
     ),
     "OneFormer, pixel decoder": Model(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 #: Library -> the module of it that has to be imported before a model can have one of its classes.
 NEEDS = {
+    "basicsr": "basicsr.archs",
+    "detectron2": "detectron2.modeling",
     "diffusers": "diffusers.models.upsampling",
     "effdet": "effdet.efficientdet",
     "mmcv": "mmcv.ops",
@@ -17,4 +19,5 @@ NEEDS = {
     "torchvision": "torchvision.ops",
     "transformers": "transformers.modeling_utils",
     "ultralytics": "ultralytics.nn.tasks",
+    "yolox": "yolox.models",
 }

@@ -8,6 +8,7 @@ a program has imported.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 
 from ... import functional
 from .._gather import MAX_MAPS, mode_reasons
-from .._glue import Upsampled, add, cat, known_reasons
+from .._glue import Part, Upsampled, add, cat, computed, cross_entropy, known_reasons
 from .._hooks import has_hooks
 from .._registry import ModuleType
 from .._rewrite import Rewrites
+from .._source import fingerprint
 
 REWRITES = Rewrites(__name__)
 __getattr__ = REWRITES.find
@@ -541,15 +543,177 @@ REWRITES.add(
     edits={"torch.nn.functional.interpolate": "msr.resample"},
 )
 
-# What has nothing to fuse with is not worth the class of a whole model, whose name it is saved by.
+# Losses of upsampled logits, in whole models. Those are saved, and looked up, by the name of their
+# class.
+
+_LOSS = "The loss, without the upsampled logits."
+
+REWRITES.add(
+    *_classes(
+        "dpt:DPTForSemanticSegmentation",
+        "mobilevit:MobileViTForSemanticSegmentation",
+        "mobilevitv2:MobileViTV2ForSemanticSegmentation",
+        "mobilenet_v2:MobileNetV2ForSemanticSegmentation",
+    ),
+    fingerprints=["657ebe152ace1665", "8de74cfa4a82dae6", "51a425fafef14289", "3e85cbcb64eb3fb9"],
+    summary=_LOSS,
+    on_made=_announce,
+    keeps_name=True,
+    edits={"nn.functional.interpolate": "msr.up", "CrossEntropyLoss": "msr.criterion"},
+)
+REWRITES.add(
+    *_classes("segformer:SegformerForSemanticSegmentation"),
+    fingerprints=["d1787177acd9e02e"],
+    summary=_LOSS,
+    on_made=_announce,
+    keeps_name=True,
+    edits={
+        "nn.functional.interpolate": "msr.up",
+        "CrossEntropyLoss": "msr.criterion",
+        "loss_fct = BCEWithLogitsLoss(reduction='none')\n"
+        "loss = loss_fct(upsampled_logits.squeeze(1), labels.float())\n"
+        "loss = (loss * valid_mask).mean()": (
+            "loss = msr.masked_binary_cross_entropy(upsampled_logits, labels.float(), valid_mask)"
+        ),
+    },
+)
+_LOGITS = "logits = {up}(logits, size=pixel_values.shape[2:], mode='bilinear', align_corners=False)"
+REWRITES.add(
+    *_classes("upernet:UperNetForSemanticSegmentation"),
+    fingerprints=["15ce8100e7ec4a50"],
+    summary="The losses, without upsampled logits: those of the decoder are made as a result only.",
+    on_made=_announce,
+    keeps_name=True,
+    edits={
+        _LOGITS.format(up="nn.functional.interpolate"): (
+            f"waiting_{_LOGITS.format(up='msr.up')}\nlogits = msr.resample(*waiting_logits)"
+        ),
+        "nn.functional.interpolate": "msr.up",
+        "CrossEntropyLoss": "msr.criterion",
+        "loss_fct(logits, labels)": "loss_fct(waiting_logits, labels)",
+    },
+)
+
+
+def data2vec_loss(
+    model: Any, logits: Tensor, auxiliary_logits: Tensor | None, labels: Tensor
+) -> Tensor:
+    """The method ``compute_loss`` of Data2Vec's model."""
+    return semantic_loss(
+        logits,
+        labels,
+        ignore_index=model.config.semantic_loss_ignore_index,
+        auxiliary_logits=auxiliary_logits,
+        auxiliary_loss_weight=model.config.auxiliary_loss_weight,
+    )
+
+
+REWRITES.add(
+    "transformers.models.data2vec.modeling_data2vec_vision:Data2VecVisionForSemanticSegmentation",
+    fingerprints=["a6a95857eef6be65"],
+    methods={"compute_loss": ["ee0dfbd57e470169"]},
+    summary=_LOSS,
+    on_made=_announce,
+    keeps_name=True,
+    edits={
+        "self.compute_loss(logits, auxiliary_logits, labels)": (
+            "recipe.data2vec_loss(self, logits, auxiliary_logits, labels)"
+        )
+    },
+)
+
+
+def _library_loss() -> Callable[..., Tensor] | None:
+    """What these models have as their ``loss_function``; None: it is not the known one."""
+    losses = sys.modules.get("transformers.loss.loss_utils")
+    known = {
+        "fixed_cross_entropy": "df711188a228f97b",
+        "ForSemanticSegmentationLoss": "8a54e02a02f91d24",
+    }
+    loss = None
+    for name, expected in known.items():
+        loss = getattr(losses, name, None)
+        try:
+            if loss is None or fingerprint(loss) != expected:
+                return None
+        except (OSError, TypeError):
+            return None
+    return loss
+
+
+_LIBRARY_LOSS = _library_loss()
+
+
+def _loss_reasons(model: Any) -> list[str]:
+    if model.loss_function is _LIBRARY_LOSS:
+        return []
+    return ["its loss_function is not the known ForSemanticSegmentationLoss"]
+
+
+def loss_of(model: Any) -> Callable[..., Tensor]:
+    """The model's ``loss_function``, by operators unless it was given another one since."""
+    function = model.loss_function
+    if function is _LIBRARY_LOSS:
+        return semantic_loss
+    return lambda logits, *args, **kwargs: function(computed(logits), *args, **kwargs)
+
+
+def semantic_loss(
+    logits: Part,
+    labels: Tensor,
+    *,
+    ignore_index: int,
+    auxiliary_logits: Tensor | None = None,
+    auxiliary_loss_weight: float = 0.4,
+) -> Tensor:
+    """The library's ``ForSemanticSegmentationLoss``.
+
+    Args:
+        logits: ``[N, C, h, w]``; those that wait do so for the size of the labels.
+        labels: class indices ``[N, H, W]``.
+        ignore_index: class index that counts nothing.
+        auxiliary_logits, auxiliary_loss_weight: of a second head, and the factor on its loss.
+    """
+    size = labels.shape[-2:]
+
+    def loss_of_one(logits: Part) -> Tensor:
+        if not isinstance(logits, Upsampled):
+            logits = Upsampled(logits, size, mode="bilinear", align_corners=False)
+        return cross_entropy(logits, labels, ignore_index=ignore_index)
+
+    loss = loss_of_one(logits)
+    if auxiliary_logits is not None:
+        loss = loss + auxiliary_loss_weight * loss_of_one(auxiliary_logits)
+    return loss
+
+
+REWRITES.add(
+    *_classes("beit:BeitForSemanticSegmentation", "sapiens2:Sapiens2ForSemanticSegmentation"),
+    fingerprints=["19cf95da71641ae8", "e9a47ff36da8faf8"],
+    summary=_LOSS,
+    skip_reasons=_loss_reasons,
+    on_made=_announce,
+    keeps_name=True,
+    edits={"self.loss_function": "recipe.loss_of(self)"},
+)
+REWRITES.add(
+    *_classes("tipsv2_dpt:Tipsv2DptForSemanticSegmentation"),
+    fingerprints=["72ddd18256ff2dfa"],
+    summary=_LOSS,
+    skip_reasons=_loss_reasons,
+    on_made=_announce,
+    keeps_name=True,
+    edits={
+        "nn.functional.interpolate": "msr.up",
+        "self.loss_function": "recipe.loss_of(self)",
+    },
+)
+
+# What has nothing to fuse with is not worth the class of a whole model.
 
 REWRITES.leave(
-    *_classes(
-        "upernet:UperNetForSemanticSegmentation",
-        "efficientloftr:EfficientLoFTRFineFusionLayer",
-        "swin2sr:PixelShuffleAuxUpsampler",
-    ),
-    reason="a convolution or the loss comes next: there is nothing to fuse with",
+    *_classes("efficientloftr:EfficientLoFTRFineFusionLayer", "swin2sr:PixelShuffleAuxUpsampler"),
+    reason="a convolution comes next: there is nothing to fuse with",
 )
 REWRITES.leave(
     *_classes("dinov2:Dinov2Embeddings", "vitdet:VitDetEmbeddings"),

@@ -1,0 +1,1 @@
+"""Projects that come with the package."""
