@@ -6,7 +6,8 @@
     python3 run.py bench [args]   python -m benchmarks, against eager and torch.compile
                                   (default: --quick; --help lists what there is;
                                   `bench models [args]`: whole models, python -m benchmarks.models;
-                                  `bench logits [args]`: losses, python -m benchmarks.logits)
+                                  `bench logits [args]`: losses, python -m benchmarks.logits;
+                                  `bench training [args]`: python -m benchmarks.training)
     python3 run.py docs           the site, build/docs/index.html; no network but for its packages
     python3 run.py gpu-check      on a CUDA machine: build, tests, compute-sanitizer, benchmarks
     python3 run.py setup          only prepare .venv/, build, and say what there is
@@ -619,8 +620,10 @@ def bench_command(arguments: list[str]) -> int:
         install_optional([vision, PLOTS, *MODEL_LIBRARIES], "models that need them are left out")
         return run(PYTHON, "-m", "benchmarks.models", *arguments[1:])
     install_optional([PLOTS], "there will be no plots")
-    if arguments[:1] == ["logits"]:
-        return run(PYTHON, "-m", "benchmarks.logits", *arguments[1:])
+    if arguments[:1] == ["training"]:
+        install_optional([TRAINING], "there are no pictures to train on")
+    if arguments[:1] in (["logits"], ["training"]):
+        return run(PYTHON, "-m", f"benchmarks.{arguments[0]}", *arguments[1:])
     return run(PYTHON, "-m", "benchmarks", *(arguments or ["--quick"]))
 
 

@@ -10,4 +10,4 @@ that needs a GPU in one command.
 JSON_NAME, CSV_NAME = "benchmarks.json", "benchmarks.csv"
 HOST_CSV_NAME = "host.csv"
 #: Of the other commands: .json and .csv.
-MODELS_NAME, LOGITS_NAME = "models", "logits"
+MODELS_NAME, LOGITS_NAME, TRAINING_NAME = "models", "logits", "training"

@@ -45,11 +45,14 @@ def parser_of(command: str, about: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line, with a device; ``--threads`` and ``--rounds`` are positive or None."""
+def parse(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None,
+    counts: Sequence[str] = ("threads", "rounds"),
+) -> argparse.Namespace:  # fmt: skip
+    """The command line, with a device; the options ``counts`` are positive or None."""
     arguments = parser.parse_args(argv)
-    for name in ("threads", "rounds"):
-        value = getattr(arguments, name)
+    for name in counts:
+        value = getattr(arguments, name.replace("-", "_"))
         if value is not None and value < 1:
             parser.error(f"--{name}: expected at least 1, got {value}")
     if arguments.device is None:

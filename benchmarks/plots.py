@@ -4,7 +4,8 @@
 
 speedup.png: how many times msr_cuda's time the peers take. roofline.png: bytes per second against
 the bandwidth of a copy. memory.png: the peak of a step. models.png: whole models;
-logits.png: losses and decisions at the labels' resolution, if they were measured.
+logits.png: losses and decisions at the labels' resolution; training.png: a training with the
+upsampled logits and without; if they were measured.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import JSON_NAME, LOGITS_NAME, MODELS_NAME
+from . import JSON_NAME, LOGITS_NAME, MODELS_NAME, TRAINING_NAME
 from .contenders import COMPILED, EAGER, OURS, PEERS, TUNED
 from .results import Row, load
 from .runner import DIRECT
@@ -58,7 +59,9 @@ def draw(folder: Path) -> list[Path]:
         }.items():  # fmt: skip
             if figure := plot(rows, title, content):
                 written.append(_save(figure, folder / name))
-    for name, plot_rows in {MODELS_NAME: _models, LOGITS_NAME: _logits}.items():
+    for name, plot_rows in {
+        MODELS_NAME: _models, LOGITS_NAME: _logits, TRAINING_NAME: _training
+    }.items():  # fmt: skip
         if (folder / f"{name}.json").exists():
             content = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
             if figure := plot_rows(content["measurements"], heading(content)):
@@ -264,6 +267,27 @@ def _logits(rows: Sequence[Row], title: str) -> Any:
         axes.legend(fontsize=7)
         if number == 2:
             axes.set_yticklabels([])
+    return figure
+
+
+def _training(rows: Sequence[Row], title: str) -> Any:
+    names = [name for name in (EAGER, OURS) if any(row["contender"] == name for row in rows)]
+    if not names:
+        return None
+    figure = _figure(9, 3.4, title)
+    curves, memory = figure.subplots(1, 2)
+    for name, style in zip(names, ("-", ":"), strict=False):
+        losses = [row["loss"] for row in rows if row["contender"] == name]
+        curves.plot(losses, style, color=_COLORS[name], label=name)
+    curves.set_xlabel("step")
+    curves.set_ylabel("loss")
+    curves.legend(fontsize=7)
+    peaks = [
+        max(row["peak_bytes"] or 0 for row in rows if row["contender"] == name) for name in names
+    ]
+    bars = memory.bar(names, [peak / 1e6 for peak in peaks], 0.5, color=[*map(_COLORS.get, names)])
+    memory.bar_label(bars, fmt="%.0f", fontsize=7)
+    memory.set_ylabel("peak MB of a step, whole network")
     return figure
 
 
