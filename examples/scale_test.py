@@ -75,7 +75,7 @@ def contenders(config: Config) -> list[Contender]:
     several = contender("multi-scale", config)
 
     def plain(width: int) -> Contender:
-        changed = config.to_dict() | {"scales": [1.0], "width": width}
+        changed = config.to_dict() | {"scales": [1.0], "fusion": "sum", "width": width}
         return contender("plain", Config.from_dict(changed))
 
     same = plain(config.width)
@@ -182,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--digit-size", type=float, default=0.6, help="as a share of the image")
     parser.add_argument("--width", type=int, default=12)
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 0.5])
-    parser.add_argument("--fusion", default="softmax")
+    parser.add_argument("--fusion", default="mixture")
     parser.add_argument("--device", default="auto")
     given = parser.parse_args(argv)
     try:
