@@ -252,6 +252,24 @@ def test_batch_norms_take_all_scales_together(
         networks.assert_same(twin(x), y)
 
 
+def test_a_shared_column_normalizes_all_scales_together() -> None:
+    network = MultiScaleCNN(5, widths=(4, 6), scales=[1.0, 0.5]).double().train()
+    x = torch.randn(2, 3, 21, 17, dtype=torch.float64)
+    conv, norm, _ = next(network.columns[0].children())
+    values = [conv(level).transpose(0, 1).flatten(1) for level in network.pyramid(x)]
+    network(x)
+    torch.testing.assert_close(norm.running_mean, 0.1 * torch.cat(values, 1).mean(1))
+
+
+def test_other_norms_take_each_scale_alone() -> None:
+    block = BasicBlock(4, 4).train()
+    block.bn1 = nn.GroupNorm(2, 4)
+    block.bn2 = nn.Identity()
+    maps = [torch.randn(2, 4, n, n) for n in (7, 4)]
+    for x, y in zip(maps, block.forward_levels(maps), strict=True):
+        torch.testing.assert_close(block(x), y)
+
+
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_a_mixture_is_its_formula(dims: int) -> None:
     encoder = narrow_encoder(dims, scales=[1.0, 1.5], out_indices=[3], fusion=None)

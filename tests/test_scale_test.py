@@ -51,7 +51,7 @@ def test_it_writes_a_table_and_trains_only_once(
 ) -> None:
     options = {"seeds": 2, "epochs": 1, "images": 32, "image-size": 24, "width": 4}
     words = [f"--{name}={value}" for name, value in options.items()]
-    words += ["--out", str(tmp_path), "--device=cpu"]
+    words += ["--scales", "1", "0.5", "--out", str(tmp_path), "--device=cpu"]
     assert scale_test.main(words) == 0
     text = (tmp_path / "scale_test.md").read_text()
     assert text in capsys.readouterr().out

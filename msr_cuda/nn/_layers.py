@@ -81,13 +81,15 @@ def norm_jointly(norm: nn.Module, maps: Sequence[Tensor]) -> list[Tensor]:
     was trained. Here the statistics are over all positions of all maps.
 
     Args:
-        norm: a batch norm; in evaluation, and for one map, it is just called.
+        norm: a batch norm. In evaluation, for one map, and if it is another layer, which keeps no
+            running statistics, it is called on each map.
         maps (list[Tensor[N, C, *spatial_i]]): of several sizes.
 
     Returns:
         list[Tensor[N, C, *spatial_i]]: the maps, normalized.
     """
-    if len(maps) == 1 or not norm.training:
+    is_batch_norm = isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    if len(maps) == 1 or not is_batch_norm or not norm.training:
         return [norm(x) for x in maps]
     ones = [1] * (maps[0].dim() - 3)  # the layer wants as many axes as ever
     flat = [x.flatten(2) for x in maps]
