@@ -36,12 +36,12 @@ from msr_cuda.train import Digits, TrainingError  # noqa: E402
 from msr_cuda.train.digits import CLASSES  # noqa: E402
 
 _PICTURES = 8
-_BATCH = 16
+_BATCH = 8
 _LR = 2e-3
 _CLIP_NORM = 5.0
-_DIGIT_SIZES = (0.15, 0.8)  # as shares of the image
+_DIGIT_SIZES = (0.22, 0.7)  # as shares of the image
 #: The sides of the anchors at reductions of 4, 8 and 16, in pixels; digits' boxes are squares.
-_ANCHORS = ((14.0, 20.0), (28.0, 40.0), (56.0, 80.0))
+_ANCHORS = ((14.0, 18.0), (24.0, 32.0), (40.0, 50.0))
 _LEAST_IOU = 0.5  # of a box that counts as found
 _SHOWN_SCORE = 0.4  # of the least sure box that is drawn
 WEIGHTS, METRICS, PICTURES = "weights.safetensors", "metrics.csv", "pictures.png"
@@ -111,6 +111,8 @@ def build(setting: Setting) -> nn.Module:
         max_size=setting.image_size,
         anchor_generator=AnchorGenerator(_ANCHORS, ((1.0,),) * len(_ANCHORS)),
         head=RetinaNetHead(setting.channels, anchors, classes, norm_layer=norm),
+        topk_candidates=200,  # on each level
+        detections_per_img=30,  # there are three digits at most
     )
     return model
 
@@ -318,9 +320,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--images", type=int, default=1000, help="for training, in each epoch")
-    parser.add_argument("--image-size", type=int, default=96, help="in pixels")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--images", type=int, default=1500, help="for training, in each epoch")
+    parser.add_argument("--image-size", type=int, default=64, help="in pixels")
     parser.add_argument("--width", type=int, default=16, help="channels of the encoder's stem")
     parser.add_argument("--channels", type=int, default=32, help="of the pyramid and the head")
     parser.add_argument("--seed", type=int, default=0)

@@ -4,8 +4,8 @@
     python examples/scale_test.py                     three seeds; writes scale_test/
     python examples/scale_test.py --seeds 1 --epochs 2 --images 1000
 
-Trains a multi-scale ResNet and two plain ones on digits of one size on photographs (data that
-packages ship): a plain one with the same width, which has the same trunk and thus nearly the same
+Trains a multi-scale ResNet, whose scales share their weights and classify each by itself, and two
+plain ones on digits of one size on photographs (data that packages ship): a plain one with the same width, which has the same trunk and thus nearly the same
 parameters, and a wider one that needs about as many operations. Then it rescales the images for
 validation, antialiased, and measures the accuracy at each size. The table, the figures of every
 seed and a plot go to the folder --out; runs that are there already are not trained again.
@@ -123,7 +123,12 @@ def table(found: Sequence[Contender], results: dict[str, list[list[float]]]) -> 
     lines = [
         f"Accuracy on {max(1, config.images // 4)} images of digits on photographs, trained at "
         f"{config.image_size} x {config.image_size} (factor 1), {config.epochs} epochs of "
-        f"{config.images}: the mean over {seeds} seeds, ± the standard deviation between them.",
+        f"{config.images}: "
+        + (
+            f"the mean over {seeds} seeds, ± the standard deviation between them."
+            if seeds > 1
+            else "one seed."
+        ),
         "",
         "| network | width | parameters | multiply-adds | "
         + " | ".join(f"{f:g}×" for f in FACTORS)
