@@ -4,18 +4,18 @@
     python examples/detection.py                    minutes on two cores; writes detection/
     python examples/detection.py --quick            seconds: shows that it runs, learns nothing
 
-Torchvision's RetinaNet, on an encoder at several scales and a feature pyramid network, learns where
-digits of many sizes are, and which. Training and validation have no digit and no photograph in
-common. The folder --out gets the weights, metrics.csv (the loss and the average precision of each
-epoch) and pictures.png: images for validation, with the boxes that are true and those that were
-found. A network that is there already is not trained again.
+First a classifier learns digits of one size, each scale by itself. Then torchvision's Faster R-CNN
+starts from its trunk, with a feature pyramid network, and learns where digits of many sizes are,
+and which. Training and validation have no digit and no photograph in common. The folder --out gets
+the classifier's run, the detector's weights, metrics.csv (the loss and the average precision of
+each epoch) and pictures.png: images for validation, with the boxes that are true and those that
+were found. A network that is there already is not trained again.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import functools
 import io
 import math
 import sys
@@ -31,13 +31,16 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import msr_cuda.train.checkpoint as checkpoint  # noqa: E402
-from msr_cuda.models import PyramidBackbone, multiscale_encoder  # noqa: E402
-from msr_cuda.train import Digits, TrainingError  # noqa: E402
+from msr_cuda.models import PyramidBackbone, load_trunk, multiscale_encoder  # noqa: E402
+from msr_cuda.train import Config, Digits, TrainingError, load_network, train  # noqa: E402
 from msr_cuda.train.digits import CLASSES  # noqa: E402
 
 _PICTURES = 8
+_SCALES = (1.0, 0.71, 0.5)
 _BATCH = 8
 _LR = 2e-3
+_ROI = 7  # rows and columns of a box's features
+_HIDDEN = 128  # of the box head
 _CLIP_NORM = 5.0
 _DIGIT_SIZES = (0.22, 0.7)  # as shares of the image
 #: The sides of the anchors at reductions of 4, 8 and 16, in pixels; digits' boxes are squares.
@@ -69,6 +72,8 @@ class Setting(NamedTuple):
     image_size: int
     width: int
     channels: int
+    classifier_epochs: int
+    classifier_images: int
     seed: int
 
 
@@ -86,35 +91,56 @@ def scene(data: Digits, index: int) -> tuple[Tensor, Boxes]:
 
 
 def build(setting: Setting) -> nn.Module:
-    """A RetinaNet with random weights.
+    """A Faster R-CNN with random weights.
 
     Raises:
         ImportError: torchvision is not installed, or cannot be imported.
     """
     import torchvision_on_cpu  # noqa: F401
-    from torchvision.models.detection import RetinaNet
+    from torchvision.models.detection import FasterRCNN
     from torchvision.models.detection.anchor_utils import AnchorGenerator
-    from torchvision.models.detection.retinanet import RetinaNetHead
+    from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+    from torchvision.ops import MultiScaleRoIAlign
 
     encoder = multiscale_encoder(
-        "resnet18", scales=[1.0, 0.5], out_indices=(1, 2, 3), width=setting.width
-    )
-    backbone = PyramidBackbone(encoder, stages=(1, 2, 3), out_channels=setting.channels)
-    classes = 1 + len(CLASSES)
-    anchors = len(_ANCHORS[0])
-    # Without pretrained weights, the eight convolutions of the head need norms to learn in minutes.
-    norm = functools.partial(nn.GroupNorm, max(1, setting.channels // 8))
-    model: nn.Module = RetinaNet(
+        "resnet18", scales=_SCALES, fusion="max", out_indices=(2, 3, 4), width=setting.width,
+        stem_stride=1,
+    )  # fmt: skip
+    backbone = PyramidBackbone(encoder, stages=(2, 3, 4), out_channels=setting.channels)
+    levels = [str(i) for i in range(len(_ANCHORS))]
+    model: nn.Module = FasterRCNN(
         backbone,
-        classes,
         min_size=setting.image_size,
         max_size=setting.image_size,
-        anchor_generator=AnchorGenerator(_ANCHORS, ((1.0,),) * len(_ANCHORS)),
-        head=RetinaNetHead(setting.channels, anchors, classes, norm_layer=norm),
-        topk_candidates=200,  # on each level
-        detections_per_img=30,  # there are three digits at most
+        rpn_anchor_generator=AnchorGenerator(_ANCHORS, ((1.0,),) * len(_ANCHORS)),
+        rpn_pre_nms_top_n_train=100,  # on each level
+        rpn_pre_nms_top_n_test=100,
+        rpn_post_nms_top_n_train=60,
+        rpn_post_nms_top_n_test=30,
+        rpn_batch_size_per_image=64,
+        box_roi_pool=MultiScaleRoIAlign(levels, _ROI, 2),
+        box_head=TwoMLPHead(setting.channels * _ROI**2, _HIDDEN),
+        box_predictor=FastRCNNPredictor(_HIDDEN, 1 + len(CLASSES)),
+        box_batch_size_per_image=32,
+        box_detections_per_img=20,  # there are three digits at most
     )
     return model
+
+
+def classifier(setting: Setting, out: Path) -> nn.Module:
+    """A classifier of digits of one size; trained unless that is done.
+
+    Raises:
+        TrainingError: what is wrong, or it was interrupted.
+    """
+    config = Config(
+        scales=_SCALES, fusion="mixture", width=setting.width, image_size=32,
+        digit_sizes=(0.7, 0.7), images=setting.classifier_images,
+        epochs=setting.classifier_epochs, seed=setting.seed, device="cpu", out=str(out),
+    )  # fmt: skip
+    if train(config, resume=(out / "state.pt").exists()).interrupted:
+        raise TrainingError("stopped; the same command goes on")
+    return load_network(out / "last.safetensors")[0]
 
 
 def overlaps(first: Tensor, second: Tensor) -> Tensor:
@@ -228,7 +254,7 @@ def learn(model: nn.Module, setting: Setting) -> list[dict[str, float]]:
             items = [scene(training, i) for i in batch.tolist()]
             targets = [{"boxes": b.boxes, "labels": b.labels} for _, b in items]
             losses = model([image for image, _ in items], targets)
-            loss = losses["classification"] + losses["bbox_regression"]
+            loss = torch.stack(list(losses.values())).sum()
             value = loss.item()
             if not math.isfinite(value):
                 raise TrainingError(f"the loss is {value} in epoch {epoch + 1}")
@@ -320,13 +346,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--images", type=int, default=1500, help="for training, in each epoch")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--images", type=int, default=1000, help="for training, in each epoch")
     parser.add_argument("--image-size", type=int, default=64, help="in pixels")
-    parser.add_argument("--width", type=int, default=16, help="channels of the encoder's stem")
+    parser.add_argument("--width", type=int, default=12, help="channels of the encoder's stem")
     parser.add_argument("--channels", type=int, default=32, help="of the pyramid and the head")
+    parser.add_argument("--classifier-epochs", type=int, default=6)
+    parser.add_argument("--classifier-images", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="one epoch of 64 images")
+    parser.add_argument("--quick", action="store_true", help="one epoch of 64 images each")
     parser.add_argument("--out", type=Path, default=Path("detection"), metavar="DIR")
     arguments = parser.parse_args(argv)
     for name, least in (("epochs", 1), ("images", 1), ("image_size", 32), ("width", 1)):
@@ -336,7 +364,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if arguments.channels < 8 or arguments.channels % 8:
         parser.error(f"--channels: expected a multiple of 8, got {arguments.channels}")
     if arguments.quick:
-        arguments.epochs, arguments.images = 1, 64
+        arguments.epochs = arguments.classifier_epochs = 1
+        arguments.images = arguments.classifier_images = 64
     return arguments
 
 
@@ -352,6 +381,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             restore(weights, model, setting)
         else:
             arguments.out.mkdir(parents=True, exist_ok=True)
+            load_trunk(
+                model, classifier(setting, arguments.out / "classifier").state_dict(), strict=True
+            )
             save(arguments.out, model, setting, learn(model, setting))
     except (TrainingError, ImportError, OSError) as error:
         print(f"detection.py: {error}", file=sys.stderr)

