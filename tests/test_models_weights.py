@@ -255,6 +255,7 @@ def test_a_mixture_gets_the_classifier_too() -> None:
     plain_one = multiscale_resnet18(scales=[1.0], width=4, num_classes=5)
     encoder = multiscale_encoder("resnet18", out_indices=[4], width=4, fusion=None)
     mixture = ScaleMixtureResNet(encoder, 5)
-    report = load_trunk(mixture, plain_one.state_dict(), strict=True)
+    weights = {n.removeprefix("encoder.trunk."): v for n, v in plain_one.state_dict().items()}
+    report = load_trunk(mixture, weights, strict=True)
     assert {"fc.weight", "fc.bias"} <= set(report.loaded) and not report.missing
     torch.testing.assert_close(mixture.fc.weight, plain_one.fc.weight)
