@@ -4,11 +4,12 @@
     python examples/scale_test.py                     three seeds; writes scale_test/
     python examples/scale_test.py --seeds 1 --epochs 2 --images 1000
 
-Trains a multi-scale ResNet and two plain ones on digits of one size on photographs (data that
-packages ship): a plain one with the same width, which has the same trunk and thus nearly the same
-parameters, and a wider one that needs about as many operations. Then it rescales the images for
-validation, antialiased, and measures the accuracy at each size. The table, the figures of every
-seed and a plot go to the folder --out; runs that are there already are not trained again.
+Trains a multi-scale ResNet, whose scales share their weights and classify each by itself, and two
+plain ones on digits of one size on photographs (data that packages ship): a plain one with the same
+width, which has the same trunk and thus the same parameters, and a wider one that needs about as
+many operations. Then it rescales the images for validation, antialiased, and measures the accuracy
+at each size. The table, the figures of every seed and a plot go to the folder --out; runs that are
+there already are not trained again.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def contenders(config: Config) -> list[Contender]:
     several = contender("multi-scale", config)
 
     def plain(width: int) -> Contender:
-        changed = config.to_dict() | {"scales": [1.0], "width": width}
+        changed = config.to_dict() | {"scales": [1.0], "fusion": "sum", "width": width}
         return contender("plain", Config.from_dict(changed))
 
     same = plain(config.width)
@@ -123,7 +124,12 @@ def table(found: Sequence[Contender], results: dict[str, list[list[float]]]) -> 
     lines = [
         f"Accuracy on {max(1, config.images // 4)} images of digits on photographs, trained at "
         f"{config.image_size} x {config.image_size} (factor 1), {config.epochs} epochs of "
-        f"{config.images}: the mean over {seeds} seeds, ± the standard deviation between them.",
+        f"{config.images}: "
+        + (
+            f"the mean over {seeds} seeds, ± the standard deviation between them."
+            if seeds > 1
+            else "one seed."
+        ),
         "",
         "| network | width | parameters | multiply-adds | "
         + " | ".join(f"{f:g}×" for f in FACTORS)
@@ -176,13 +182,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("scale_test"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--images", type=int, default=4000, help="an epoch")
-    parser.add_argument("--image-size", type=int, default=48)
-    parser.add_argument("--digit-size", type=float, default=0.6, help="as a share of the image")
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--digit-size", type=float, default=0.7, help="as a share of the image")
     parser.add_argument("--width", type=int, default=12)
-    parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 0.5])
-    parser.add_argument("--fusion", default="softmax")
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 0.71, 0.5])
+    parser.add_argument("--fusion", default="mixture")
     parser.add_argument("--device", default="auto")
     given = parser.parse_args(argv)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from msr_cuda.models import (
     MultiScaleResNet,
     PyramidBackbone,
     ResNetTrunk,
+    ScaleMixtureResNet,
     SegmentationNet,
     SiameseTracker,
     cross_correlation,
@@ -31,7 +33,7 @@ from msr_cuda.models import (
     multiscale_speech_resnet18,
     retinanet_backbone,
 )
-from msr_cuda.nn import BasicBlock
+from msr_cuda.nn import BasicBlock, Bottleneck
 
 FUSIONS = ["sum", "softmax", "fast", "concat", "max", "attention", "scale"]
 LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -83,6 +85,9 @@ NETWORKS = {
     "features": Network(
         lambda d: narrow_encoder(d, scales=[1.0, 0.7, 0.5], fusion="fast", filter="gaussian"),
         dims=(2,),
+    ),
+    "mixture": Network(
+        lambda d: ScaleMixtureResNet(narrow_encoder(d, out_indices=[4], fusion=None), 5)
     ),
     "CNN": Network(lambda d: MultiScaleCNN(5, widths=(4, 6), dims=d)),
     "CNN, columns": Network(
@@ -210,6 +215,97 @@ def test_multiscale_resnet_is_its_formula(fusion: str, dims: int) -> None:
         fused = torch.einsum("s,s...->...", weight, brought)
     expected = F.linear(fused.flatten(2).mean(2), network.fc.weight, network.fc.bias)
     networks.assert_same(network(x), expected)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
+def test_batch_norms_take_all_scales_together(
+    block: type[BasicBlock] | type[Bottleneck], dims: int
+) -> None:
+    """A training step normalizes with what it adds to the running statistics."""
+    made = block(3, 2, stride=2, dims=dims).double()
+    first, second = (
+        torch.randn(2, 3, *[n] * dims, dtype=torch.float64) * scale + scale
+        for n, scale in ((7, 1.0), (4, 3.0))
+    )
+    networks.randomize(made)
+    convolved = [made.conv1(x).transpose(0, 1).flatten(1) for x in (first, second)]
+    expected = torch.cat(convolved, 1)
+    before = made.bn1.running_mean.clone()
+    twin = copy.deepcopy(made).train()
+    outputs = made.train().forward_levels([first, second])
+    assert [y.shape[2:] for y in outputs] == [(4,) * dims, (2,) * dims]
+    mean = 0.9 * before + 0.1 * expected.mean(1)
+    torch.testing.assert_close(made.bn1.running_mean, mean)
+
+    # With those statistics for running ones, evaluation gives what training gave.
+    norms = [m for m in twin.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = 1.0
+    twin.forward_levels([first, second])
+    for norm in norms:
+        at_input = block is Bottleneck and norm is twin.bn1
+        count = 2 * sum(n**dims for n in ((7, 4) if at_input else (4, 2)))
+        norm.running_var *= (count - 1) / count  # from the unbiased estimate to the batch's own
+    twin.eval()
+    for x, y in zip((first, second), outputs, strict=True):
+        networks.assert_same(twin(x), y)
+
+
+def test_a_shared_column_normalizes_all_scales_together() -> None:
+    network = MultiScaleCNN(5, widths=(4, 6), scales=[1.0, 0.5]).double().train()
+    x = torch.randn(2, 3, 21, 17, dtype=torch.float64)
+    conv, norm, _ = next(network.columns[0].children())
+    values = [conv(level).transpose(0, 1).flatten(1) for level in network.pyramid(x)]
+    network(x)
+    torch.testing.assert_close(norm.running_mean, 0.1 * torch.cat(values, 1).mean(1))
+
+
+def test_other_norms_take_each_scale_alone() -> None:
+    block = BasicBlock(4, 4).train()
+    block.bn1 = nn.GroupNorm(2, 4)
+    block.bn2 = nn.Identity()
+    maps = [torch.randn(2, 4, n, n) for n in (7, 4)]
+    for x, y in zip(maps, block.forward_levels(maps), strict=True):
+        torch.testing.assert_close(block(x), y)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_a_mixture_is_its_formula(dims: int) -> None:
+    encoder = narrow_encoder(dims, scales=[1.0, 1.5], out_indices=[3], fusion=None)
+    network = networks.randomize(ScaleMixtureResNet(encoder, 5).double()).eval()
+    x = torch.randn(2, 3, *SIZES[dims], dtype=torch.float64)
+    levels = [x, F.interpolate(x, [int(n * 1.5 + 0.5) for n in x.shape[2:]], mode=LINEAR[dims])]
+    scores = [
+        F.linear(
+            encoder.trunk(level, [3])[0].flatten(2).mean(2), network.fc.weight, network.fc.bias
+        )
+        for level in levels
+    ]
+    networks.assert_same(network.scores(x), torch.stack(scores, 1))
+    both = torch.cat(scores, 1).softmax(1)
+    networks.assert_same(network(x).softmax(1), both[:, :5] + both[:, 5:])
+    assert not encoder.fusions
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_of_a_mixture_by_hand(smoothing: float) -> None:
+    network = ScaleMixtureResNet(narrow_encoder(2, out_indices=[1], fusion=None), 4).train()
+    scores = network(torch.randn(3, 3, 20, 20))
+    assert scores.shape == (3, 2, 4)
+    targets = torch.tensor([0, 3, 1])
+
+    def entropy(logits: Tensor) -> Tensor:
+        return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+
+    whole = entropy(scores.exp().sum(1).log())
+    each = (entropy(scores[:, 0]) + entropy(scores[:, 1])) / 2
+    loss = network.loss(scores, targets, label_smoothing=smoothing)
+    torch.testing.assert_close(loss, (whole + each) / 2)
+    alone = network.loss(network.logits(scores), targets, label_smoothing=smoothing)
+    torch.testing.assert_close(alone, whole)
+    loss.backward()
+    assert all(p.grad is not None for p in network.parameters())
 
 
 @pytest.mark.parametrize("scales", [[1.0], [0.7]])
@@ -448,6 +544,10 @@ REJECTED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "classifier": (
         lambda: MultiScaleResNet(narrow_encoder(2)), ValueError,
         "expected an encoder with one stage",
+    ),
+    "mixture": (
+        lambda: ScaleMixtureResNet(narrow_encoder(2)), ValueError,
+        "ScaleMixtureResNet: expected an encoder with one stage",
     ),
     "lacking": (
         lambda: retinanet_backbone(narrow_encoder(2, out_indices=[1, 2, 3])), ValueError,

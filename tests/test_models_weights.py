@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from msr_cuda.models import (
     MultiScaleResNet,
+    ScaleMixtureResNet,
     SegmentationNet,
     faster_rcnn_backbone,
     load_trunk,
@@ -248,3 +249,13 @@ def test_weights_reach_the_trunk_of_any_network() -> None:
     assert report.unexpected == ["fc.weight", "fc.bias"]
     assert torch.equal(encoder.trunk.bn1.running_mean, state["bn1.running_mean"].float())
     assert not any(isinstance(m, MultiScaleResNet) for m in network.modules())
+
+
+def test_a_mixture_gets_the_classifier_too() -> None:
+    plain_one = multiscale_resnet18(scales=[1.0], width=4, num_classes=5)
+    encoder = multiscale_encoder("resnet18", out_indices=[4], width=4, fusion=None)
+    mixture = ScaleMixtureResNet(encoder, 5)
+    weights = {n.removeprefix("encoder.trunk."): v for n, v in plain_one.state_dict().items()}
+    report = load_trunk(mixture, weights, strict=True)
+    assert {"fc.weight", "fc.bias"} <= set(report.loaded) and not report.missing
+    torch.testing.assert_close(mixture.fc.weight, plain_one.fc.weight)

@@ -33,11 +33,13 @@ def test_operations_are_those_of_the_layers() -> None:
     assert scale_test.operations(network, 10) == 10 * 10 * 3 * 4 * 9 + 4 * 5
 
 
-def test_plain_networks_cost_as_much() -> None:
-    several, same, wider = scale_test.contenders(Config(width=12, image_size=48))
+@pytest.mark.parametrize(("fusion", "weights"), [("softmax", 2), ("mixture", 0)])
+def test_plain_networks_cost_as_much(fusion: str, weights: int) -> None:
+    config = Config(width=12, image_size=48, fusion=fusion)
+    several, same, wider = scale_test.contenders(config)
     assert same.config.scales == wider.config.scales == (1.0,)
     assert same.config.width == several.config.width
-    assert 0 < several.parameters - same.parameters <= 2  # the weights of two scales
+    assert several.parameters - same.parameters == weights
     assert same.operations < several.operations
     assert wider.config.width > same.config.width
     assert abs(wider.operations / several.operations - 1) < 0.1
@@ -49,7 +51,7 @@ def test_it_writes_a_table_and_trains_only_once(
 ) -> None:
     options = {"seeds": 2, "epochs": 1, "images": 32, "image-size": 24, "width": 4}
     words = [f"--{name}={value}" for name, value in options.items()]
-    words += ["--out", str(tmp_path), "--device=cpu"]
+    words += ["--scales", "1", "0.5", "--out", str(tmp_path), "--device=cpu"]
     assert scale_test.main(words) == 0
     text = (tmp_path / "scale_test.md").read_text()
     assert text in capsys.readouterr().out

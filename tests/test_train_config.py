@@ -56,6 +56,10 @@ REJECTED: dict[str, tuple[dict[str, Any], str]] = {
     "zero": ({"lr": 0}, "lr: expected a positive number, got 0.0"),
     "high": ({"ema": 1}, "ema: expected less than 1, got 1.0"),
     "scales": ({"scales": []}, "scales: expected positive numbers, got ()"),
+    "mixture": (
+        {"task": "segmentation", "fusion": "mixture"},
+        "fusion: mixture is for classification, not for segmentation",
+    ),
     "digits": ({"digit_sizes": [0.9, 0.3]}, "digit_sizes: expected two ascending numbers"),
 }
 

@@ -2,7 +2,7 @@
 
 - classifiers: :func:`multiscale_resnet18`, :func:`multiscale_resnet34`,
   :func:`multiscale_resnet50`, for waveforms :func:`multiscale_speech_resnet18`, and
-  :class:`MultiScaleCNN`
+  :class:`MultiScaleCNN`; for objects of sizes that were not trained :class:`ScaleMixtureResNet`
 - features by stage: :func:`multiscale_encoder`
 - dense prediction: :class:`EncoderDecoder`; segmentation: :class:`SegmentationNet`
 - detection: :func:`retinanet_backbone` and :func:`faster_rcnn_backbone` for torchvision's detectors
@@ -24,6 +24,7 @@ from .resnet import (
     MultiScaleEncoder,
     MultiScaleResNet,
     ResNetTrunk,
+    ScaleMixtureResNet,
     multiscale_encoder,
     multiscale_resnet18,
     multiscale_resnet34,
@@ -44,6 +45,7 @@ __all__ = [
     "PyramidBackbone",
     "PyramidDecoder",
     "ResNetTrunk",
+    "ScaleMixtureResNet",
     "SegmentationNet",
     "SiameseTracker",
     "WeightsReport",

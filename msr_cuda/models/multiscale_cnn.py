@@ -15,7 +15,14 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ..nn import ImagePyramid, make_fusion
-from ..nn._layers import check_dims, conv_norm_relu, initialize, max_pool, spatial_mean
+from ..nn._layers import (
+    check_dims,
+    conv_norm_relu,
+    initialize,
+    max_pool,
+    norm_jointly,
+    spatial_mean,
+)
 
 
 class MultiScaleCNN(nn.Module):
@@ -31,7 +38,8 @@ class MultiScaleCNN(nn.Module):
         widths: channels of each convolution of a column.
         scales: 1 to 8 factors on the size of the image.
         fusion: see :func:`msr_cuda.nn.make_fusion`.
-        shared: all scales have the same convolutions; else each has a column of its own.
+        shared: all scales have the same convolutions and batch norms, whose statistics in training
+            are over all scales together; else each has a column of its own.
         dims: number of spatial axes.
         filter: of the pyramid.
 
@@ -70,8 +78,10 @@ class MultiScaleCNN(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """``[N, C]``: what the linear layer gets."""
         levels = self.pyramid(x)
-        columns = list(self.columns) * (len(levels) if self.shared else 1)
-        maps = [column(level) for column, level in zip(columns, levels, strict=True)]
+        if self.shared:
+            maps = _shared_column(self.columns[0], levels)
+        else:
+            maps = [column(level) for column, level in zip(self.columns, levels, strict=True)]
         return spatial_mean(self.last(self.fusion(maps)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,3 +98,14 @@ def _column(dims: int, in_channels: int, widths: Sequence[int]) -> nn.Sequential
         layers.append(conv_norm_relu(dims, in_channels, width))
         in_channels = width
     return nn.Sequential(*layers)
+
+
+def _shared_column(column: nn.Module, maps: list[Tensor]) -> list[Tensor]:
+    """One column on every level."""
+    for layer in column.children():
+        if isinstance(layer, nn.Sequential):
+            conv, norm, relu = layer
+            maps = [relu(x) for x in norm_jointly(norm, [conv(x) for x in maps])]
+        else:
+            maps = [layer(x) for x in maps]
+    return maps

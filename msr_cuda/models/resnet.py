@@ -22,6 +22,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..nn import BasicBlock, Bottleneck, ImagePyramid, make_fusion
@@ -32,6 +34,7 @@ from ..nn._layers import (
     convolution,
     initialize,
     max_pool,
+    norm_jointly,
     spatial_mean,
 )
 from ._features import FeatureInfo
@@ -101,14 +104,26 @@ class ResNetTrunk(nn.Module):
 
     def forward(self, x: Tensor, indices: Sequence[int] = (4,)) -> list[Tensor]:
         """The maps of the stages ``indices``, which ascend."""
-        x = self.relu(self.bn1(self.conv1(x)))
-        found = [x] if 0 in indices else []
-        x = self.maxpool(x)
+        return self.forward_levels([x], indices)[0]
+
+    def forward_levels(
+        self, levels: Sequence[Tensor], indices: Sequence[int] = (4,)
+    ) -> list[list[Tensor]]:
+        """Of each of several images sizes the maps of the stages ``indices``, which ascend.
+
+        In training, batch norms take their statistics over all levels together, as the running
+        ones are that evaluation has.
+        """
+        x = norm_jointly(self.bn1, [self.conv1(level) for level in levels])
+        x = [self.relu(map_) for map_ in x]
+        stages = [x] if 0 in indices else []
+        x = [self.maxpool(map_) for map_ in x]
         for i in range(1, max(indices) + 1):
-            x = self.get_submodule(f"layer{i}")(x)
+            for block in self.get_submodule(f"layer{i}").children():
+                x = block.forward_levels(x)  # type: ignore[operator]
             if i in indices:
-                found.append(x)
-        return found
+                stages.append(x)
+        return [list(maps) for maps in zip(*stages, strict=True)]
 
 
 class MultiScaleEncoder(nn.Module):
@@ -116,15 +131,16 @@ class MultiScaleEncoder(nn.Module):
 
     .. math:: y_k = \mathrm{fuse}_i \; R\bigl(f_k(T_{s_i}(x))\bigr)
 
-    :math:`f_k` is the trunk up to stage k, the same for all scales (batch norms too, whose running
-    statistics so become those of all scales); maps are brought to the size of the first scale's.
+    :math:`f_k` is the trunk up to stage k, the same for all scales; maps are brought to the size of
+    the first scale's. Batch norms are shared too: in training their mean and variance are over the
+    positions of all scales together, so that the running statistics are those it was trained with.
 
     Args:
         block, layers: of the trunk, see :class:`ResNetTrunk`.
         scales: 1 to 8 factors on the size of the image; the first gives the size of the maps. With
             one scale there is nothing to fuse.
         fusion: ``"sum"``, ``"softmax"``, ``"fast"``, ``"concat"``, ``"max"``, ``"attention"`` or
-            ``"scale"``, see :func:`msr_cuda.nn.make_fusion`.
+            ``"scale"``, see :func:`msr_cuda.nn.make_fusion`. None: only :meth:`by_scale` is of use.
         dims: number of spatial axes.
         in_channels: of the image.
         out_indices: which stages are fused and returned, ascending from 0 (the stem's) to 4. Layers
@@ -149,7 +165,7 @@ class MultiScaleEncoder(nn.Module):
         layers: Sequence[int],
         *,
         scales: Sequence[float] = (1.0, 0.5),
-        fusion: str = "sum",
+        fusion: str | None = "sum",
         dims: int = 2,
         in_channels: int = 3,
         out_indices: Sequence[int] = (0, 1, 2, 3, 4),
@@ -178,7 +194,7 @@ class MultiScaleEncoder(nn.Module):
         self.dims = dims
         self.out_indices = indices
         self.fusions = nn.ModuleList()
-        if len(self.pyramid.scales) > 1:
+        if fusion is not None and len(self.pyramid.scales) > 1:
             for i in indices:
                 channels = self.trunk.channels[i]
                 self.fusions.append(make_fusion(fusion, scales, channels, dims=dims))
@@ -195,12 +211,22 @@ class MultiScaleEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """The fused maps of the stages ``out_indices``."""
-        by_scale = [self.trunk(level, self.out_indices) for level in self.pyramid(x)]
+        by_scale = self.by_scale(x)
         if len(by_scale) == 1:
-            only: list[Tensor] = by_scale[0]
-            return only
+            return by_scale[0]
         stages = [list(maps) for maps in zip(*by_scale, strict=True)]
         return [fusion(maps) for fusion, maps in zip(self.fusions, stages, strict=True)]
+
+    def by_scale(self, x: Tensor) -> list[list[Tensor]]:
+        """Of each scale the maps of the stages ``out_indices``, before any fusion."""
+        return self.trunk.forward_levels(self.pyramid(x), self.out_indices)
+
+
+def _check_one_stage(name: str, encoder: MultiScaleEncoder) -> None:
+    if len(encoder.out_indices) != 1:
+        raise ValueError(
+            f"{name}: expected an encoder with one stage in out_indices, got {encoder.out_indices}"
+        )
 
 
 class MultiScaleResNet(nn.Module):
@@ -218,11 +244,7 @@ class MultiScaleResNet(nn.Module):
         self, encoder: MultiScaleEncoder, num_classes: int = 1000, *, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        if len(encoder.out_indices) != 1:
-            raise ValueError(
-                "MultiScaleResNet: expected an encoder with one stage in out_indices, got "
-                f"{encoder.out_indices}"
-            )
+        _check_one_stage("MultiScaleResNet", encoder)
         self.encoder = encoder
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(encoder.feature_info.channels()[0], num_classes)
@@ -236,6 +258,75 @@ class MultiScaleResNet(nn.Module):
         """The logits."""
         result: Tensor = self.fc(self.dropout(self.forward_features(x)))
         return result
+
+
+class ScaleMixtureResNet(nn.Module):
+    r"""A classifier whose scales decide each by itself, and that adds up what they say.
+
+    .. math::
+        z_s = W \bar f(T_s(x)) + b, \qquad
+        p(y \mid x) = \frac{\sum_s e^{z_{s,y}}}{\sum_{s,k} e^{z_{s,k}}}
+
+    A scale that has nothing to say has small scores in all classes, and counts little: no other
+    scale's features are mixed with its own. Trunk and linear layer are the same for all scales.
+    :meth:`loss` also teaches each scale to classify alone. So an image whose objects are twice as
+    large as any in training is, at half the scale, one that the network was trained for.
+
+    Args:
+        encoder: gives one map; its fusion is not used (``fusion=None``).
+        num_classes: K, length of the result.
+        dropout: probability with which elements of the means are zeroed in training.
+
+    Shapes: ``[N, in_channels, *spatial]`` to logits ``[N, K]`` in evaluation; in training to the
+    scores of the S scales, ``[N, S, K]``, as :meth:`loss` takes them.
+
+    Source: scores by scale with a loss on each: Chen et al. 2016, "Attention to Scale"; shared
+    weights and scores brought together over scales for sizes that were not trained: Jansson and
+    Lindeberg 2022, "Scale-Invariant Scale-Channel Networks", who take the maximum or the mean.
+    """
+
+    def __init__(
+        self, encoder: MultiScaleEncoder, num_classes: int = 1000, *, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        _check_one_stage("ScaleMixtureResNet", encoder)
+        self.encoder = encoder
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(encoder.feature_info.channels()[0], num_classes)
+
+    def scores(self, x: Tensor) -> Tensor:
+        """``[N, S, K]``: z of each scale."""
+        means = torch.stack([spatial_mean(last) for (last,) in self.encoder.by_scale(x)], 1)
+        result: Tensor = self.fc(self.dropout(means))
+        return result
+
+    @staticmethod
+    def logits(scores: Tensor) -> Tensor:
+        """``[N, K]``: the logarithm of the sum over scales, from ``[N, S, K]``."""
+        return scores.logsumexp(1)
+
+    def loss(self, scores: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+        """Cross entropy: half of it the mixture's, half the mean over scales.
+
+        Args:
+            scores (Tensor[N, S, K]): what the network gives in training. Tensor[N, K], what it
+                gives in evaluation: the mixture's cross entropy alone.
+            targets (Tensor[N]): class numbers, int64.
+            label_smoothing: as :func:`torch.nn.functional.cross_entropy`.
+        """
+        if scores.dim() == 2:
+            return F.cross_entropy(scores, targets, label_smoothing=label_smoothing)
+        both = torch.cat([self.logits(scores)[:, None], scores], 1)
+        repeated = targets[:, None].expand(-1, both.shape[1]).flatten()
+        each = F.cross_entropy(
+            both.flatten(0, 1), repeated, label_smoothing=label_smoothing, reduction="none"
+        ).unflatten(0, both.shape[:2])
+        return (each[:, 0].mean() + each[:, 1:].mean()) / 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits; in training the scores of each scale."""
+        scores = self.scores(x)
+        return scores if self.training else self.logits(scores)
 
 
 #: Block and number of blocks by stage.

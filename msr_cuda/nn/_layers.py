@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 _CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
@@ -70,6 +71,32 @@ def convolution(
 def batch_norm(dims: int, channels: int) -> nn.Module:
     """Batch normalization."""
     return _NORMS[dims](channels)
+
+
+def norm_jointly(norm: nn.Module, maps: Sequence[Tensor]) -> list[Tensor]:
+    """Normalizes maps of several sizes with one set of statistics.
+
+    A batch norm that is called on one map after another takes each map's own mean and variance in
+    training, but their running average in evaluation: the network would be evaluated as it never
+    was trained. Here the statistics are over all positions of all maps.
+
+    Args:
+        norm: a batch norm. In evaluation, for one map, and if it is another layer, which keeps no
+            running statistics, it is called on each map.
+        maps (list[Tensor[N, C, *spatial_i]]): of several sizes.
+
+    Returns:
+        list[Tensor[N, C, *spatial_i]]: the maps, normalized.
+    """
+    is_batch_norm = isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    if len(maps) == 1 or not is_batch_norm or not norm.training:
+        return [norm(x) for x in maps]
+    ones = [1] * (maps[0].dim() - 3)  # the layer wants as many axes as ever
+    flat = [x.flatten(2) for x in maps]
+    joined: Tensor = norm(torch.cat(flat, 2).unflatten(2, [-1, *ones]))
+    parts = joined.flatten(2).split([x.shape[2] for x in flat], 2)
+    # Copies, for a part cannot be changed in place, as ReLUs do.
+    return [part.clone().view(x.shape) for part, x in zip(parts, maps, strict=True)]
 
 
 def max_pool(dims: int, kernel_size: int = 3, stride: int = 2) -> nn.Module:

@@ -9,11 +9,12 @@ Example::
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ._layers import batch_norm, check_dims, conv_norm_relu, convolution
+from ._layers import batch_norm, check_dims, conv_norm_relu, convolution, norm_jointly
 
 
 class _ResidualBlock(nn.Module):
@@ -24,15 +25,31 @@ class _ResidualBlock(nn.Module):
         super().__init__()
         check_dims(type(self).__name__, dims)
         out_channels = channels * self.expansion
-        self.downsample: nn.Module | None = None
+        self.downsample: nn.Sequential | None = None
         if stride != 1 or in_channels != out_channels:
             self.downsample = conv_norm_relu(
                 dims, in_channels, out_channels, 1, stride=stride, relu=False
             )
         self.relu = nn.ReLU(inplace=True)
 
-    def shortcut(self, x: Tensor) -> Tensor:
-        return x if self.downsample is None else self.downsample(x)
+    def forward(self, x: Tensor) -> Tensor:
+        """One map."""
+        return self.forward_levels([x])[0]
+
+    def forward_levels(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Maps of several sizes; batch norms take their statistics over all of them together."""
+        y = self.residual(maps)
+        pairs = zip(y, self.shortcut(maps), strict=True)
+        return [self.relu(residual + shortcut) for residual, shortcut in pairs]
+
+    def residual(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        raise NotImplementedError
+
+    def shortcut(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        if self.downsample is None:
+            return list(maps)
+        conv, norm = self.downsample
+        return norm_jointly(norm, [conv(x) for x in maps])
 
 
 class BasicBlock(_ResidualBlock):
@@ -58,11 +75,9 @@ class BasicBlock(_ResidualBlock):
         self.conv2 = convolution(dims, channels, channels, 3, bias=False)
         self.bn2 = batch_norm(dims, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        result: Tensor = self.relu(y + self.shortcut(x))
-        return result
+    def residual(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        y = [self.relu(x) for x in norm_jointly(self.bn1, [self.conv1(x) for x in maps])]
+        return norm_jointly(self.bn2, [self.conv2(x) for x in y])
 
 
 class Bottleneck(_ResidualBlock):
@@ -91,9 +106,7 @@ class Bottleneck(_ResidualBlock):
         self.conv3 = convolution(dims, channels, channels * self.expansion, bias=False)
         self.bn3 = batch_norm(dims, channels * self.expansion)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = self.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
-        result: Tensor = self.relu(y + self.shortcut(x))
-        return result
+    def residual(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        y = [self.relu(x) for x in norm_jointly(self.bn1, [self.conv1(x) for x in maps])]
+        y = [self.relu(x) for x in norm_jointly(self.bn2, [self.conv2(x) for x in y])]
+        return norm_jointly(self.bn3, [self.conv3(x) for x in y])

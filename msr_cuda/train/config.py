@@ -22,6 +22,8 @@ else:
     import tomli as tomllib
 
 TASKS = ("classification", "segmentation")
+#: Of maps, or of each scale's decisions (classification only).
+FUSION_CHOICES = (*FUSIONS, "mixture")
 MODELS = ("resnet18", "resnet34", "resnet50")
 
 
@@ -46,7 +48,7 @@ class Config:
 
     model: str = _option("resnet18", "trunk", MODELS)
     scales: tuple[float, ...] = _option((1.0, 0.5), "of the image pyramid; one: a plain ResNet")
-    fusion: str = _option("softmax", "of the scales", FUSIONS)
+    fusion: str = _option("softmax", "of the scales; mixture: of their decisions", FUSION_CHOICES)
     width: int = _option(12, "channels of the stem; 64 is the published width")
     stem_stride: int = _option(1, "of the first convolution")
     decoder_channels: int = _option(64, "of the decoder, for segmentation")
@@ -93,6 +95,8 @@ class Config:
             value = getattr(self, name)
             if not value < 1:
                 raise TrainingError(f"{name}: expected less than 1, got {value}")
+        if self.fusion == "mixture" and self.task != "classification":
+            raise TrainingError(f"fusion: mixture is for classification, not for {self.task}")
         if not self.scales or not all(s > 0 for s in self.scales):
             raise TrainingError(f"scales: expected positive numbers, got {self.scales}")
         if len(self.digit_sizes) != 2 or not 0 < self.digit_sizes[0] <= self.digit_sizes[1] <= 1:

@@ -18,7 +18,7 @@ def build_network(config: Config, num_classes: int) -> nn.Module:
     """A network with random weights, which only ``torch``'s generator decides."""
     options = {
         "scales": config.scales,
-        "fusion": config.fusion,
+        "fusion": None if config.fusion == "mixture" else config.fusion,
         "width": config.width,
         "stem_stride": config.stem_stride,
     }
@@ -27,7 +27,8 @@ def build_network(config: Config, num_classes: int) -> nn.Module:
             encoder = models.multiscale_encoder(config.model, out_indices=(1, 2, 3, 4), **options)
             return models.SegmentationNet(encoder, num_classes, channels=config.decoder_channels)
         encoder = models.multiscale_encoder(config.model, out_indices=(4,), **options)
-        return models.MultiScaleResNet(encoder, num_classes, dropout=config.dropout)
+        made = models.ScaleMixtureResNet if config.fusion == "mixture" else models.MultiScaleResNet
+        return made(encoder, num_classes, dropout=config.dropout)
     except ValueError as error:
         raise TrainingError(str(error)) from error
 

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..models import SegmentationNet
+from ..models import ScaleMixtureResNet, SegmentationNet
 from . import checkpoint
 from ._errors import TrainingError, require
 from .config import Config
@@ -276,6 +276,8 @@ class Trainer:
             return self.network.loss(
                 logits, targets, ignore_index=IGNORED, label_smoothing=smoothing
             )
+        if isinstance(self.network, ScaleMixtureResNet):
+            return self.network.loss(logits, targets, label_smoothing=smoothing)
         return F.cross_entropy(logits, targets, label_smoothing=smoothing)
 
     def _decide(self, network: nn.Module, logits: Tensor, targets: Tensor) -> Tensor:
