@@ -34,6 +34,7 @@ from msr_cuda.models import (
     retinanet_backbone,
 )
 from msr_cuda.nn import BasicBlock, Bottleneck
+from msr_cuda.nn._layers import batch_norm, norm_jointly
 
 FUSIONS = ["sum", "softmax", "fast", "concat", "max", "attention", "scale"]
 LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -233,7 +234,7 @@ def test_batch_norms_take_all_scales_together(
     expected = torch.cat(convolved, 1)
     before = made.bn1.running_mean.clone()
     twin = copy.deepcopy(made).train()
-    outputs = made.train().forward_levels([first, second])
+    outputs = made.train()([first, second])
     assert [y.shape[2:] for y in outputs] == [(4,) * dims, (2,) * dims]
     mean = 0.9 * before + 0.1 * expected.mean(1)
     torch.testing.assert_close(made.bn1.running_mean, mean)
@@ -242,7 +243,7 @@ def test_batch_norms_take_all_scales_together(
     norms = [m for m in twin.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.momentum = 1.0
-    twin.forward_levels([first, second])
+    twin([first, second])
     for norm in norms:
         at_input = block is Bottleneck and norm is twin.bn1
         count = 2 * sum(n**dims for n in ((7, 4) if at_input else (4, 2)))
@@ -250,6 +251,32 @@ def test_batch_norms_take_all_scales_together(
     twin.eval()
     for x, y in zip((first, second), outputs, strict=True):
         networks.assert_same(twin(x), y)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_joint_statistics_keep_the_layout(dims: int) -> None:
+    """channels_last in, channels_last out, with the same numbers."""
+    layout = torch.channels_last if dims == 2 else torch.channels_last_3d
+    norm = batch_norm(dims, 8).double().train()
+    maps = [torch.randn(2, 8, *[n] * dims, dtype=torch.float64) for n in (7, 4)]
+    expected = norm_jointly(norm, maps)
+    found = norm_jointly(norm, [x.contiguous(memory_format=layout) for x in maps])
+    for y, z in zip(found, expected, strict=True):
+        assert y.is_contiguous(memory_format=layout)
+        networks.assert_same(y, z)
+
+
+def test_hooks_on_layers_are_called_with_the_maps_of_all_scales() -> None:
+    network = MultiScaleResNet(narrow_encoder(2, out_indices=[4]), 5)
+    seen: list[list[int]] = []
+    hook = network.encoder.trunk.layer2[0].register_forward_hook(
+        lambda module, inputs, outputs: seen.append([y.shape[2] for y in outputs])
+    )
+    x = torch.randn(2, 3, 64, 64)
+    for training in (True, False):
+        network.train(training)(x)
+    hook.remove()
+    assert seen == [[8, 4], [8, 4]]
 
 
 def test_a_shared_column_normalizes_all_scales_together() -> None:
@@ -266,7 +293,7 @@ def test_other_norms_take_each_scale_alone() -> None:
     block.bn1 = nn.GroupNorm(2, 4)
     block.bn2 = nn.Identity()
     maps = [torch.randn(2, 4, n, n) for n in (7, 4)]
-    for x, y in zip(maps, block.forward_levels(maps), strict=True):
+    for x, y in zip(maps, block(maps), strict=True):
         torch.testing.assert_close(block(x), y)
 
 

@@ -642,7 +642,8 @@ def test_two_processes_give_what_one_gives(
     # The last layer, for batch norms behind it turn the noise into other gradients.
     steps = [(weights(c)["fc.weight"] - begun["fc.weight"]).flatten() for c in (pair, alone)]
     assert torch.cosine_similarity(*steps, dim=0) > 0.8
-    assert steps[0].norm().item() == pytest.approx(steps[1].norm().item(), rel=0.2)
+    # Sums of gradients in place of means would double it.
+    assert steps[0].norm().item() == pytest.approx(steps[1].norm().item(), rel=0.4)
 
 
 def test_a_batch_has_to_be_shared_evenly(image_folder: Path, tmp_path: Path) -> None:  # noqa: F811

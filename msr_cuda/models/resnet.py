@@ -119,8 +119,8 @@ class ResNetTrunk(nn.Module):
         stages = [x] if 0 in indices else []
         x = [self.maxpool(map_) for map_ in x]
         for i in range(1, max(indices) + 1):
-            for block in self.get_submodule(f"layer{i}").children():
-                x = block.forward_levels(x)  # type: ignore[operator]
+            layer = self.get_submodule(f"layer{i}")
+            x = layer(x) if len(x) > 1 else [layer(x[0])]
             if i in indices:
                 stages.append(x)
         return [list(maps) for maps in zip(*stages, strict=True)]

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .. import _spec
+
 _CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
     1: nn.Conv1d,
     2: nn.Conv2d,
@@ -91,12 +93,19 @@ def norm_jointly(norm: nn.Module, maps: Sequence[Tensor]) -> list[Tensor]:
     is_batch_norm = isinstance(norm, nn.modules.batchnorm._BatchNorm)
     if len(maps) == 1 or not is_batch_norm or not norm.training:
         return [norm(x) for x in maps]
-    ones = [1] * (maps[0].dim() - 3)  # the layer wants as many axes as ever
-    flat = [x.flatten(2) for x in maps]
-    joined: Tensor = norm(torch.cat(flat, 2).unflatten(2, [-1, *ones]))
-    parts = joined.flatten(2).split([x.shape[2] for x in flat], 2)
+    last = _spec.result_is_channels_last(maps)
+    pixels = 1 if last else 2  # the axis that they have in a row
+    flat = [(x.movedim(1, -1) if last else x).flatten(pixels, -2 if last else -1) for x in maps]
+    joined = torch.cat(flat, pixels)
+    # The layer wants channels where they always are, and as many axes as ever.
+    joined = joined.movedim(-1, 1) if last else joined
+    normalized: Tensor = norm(joined.unflatten(2, [-1, *[1] * (maps[0].dim() - 3)])).flatten(2)
+    parts = normalized.split([x.shape[2:].numel() for x in maps], 2)
     # Copies, for a part cannot be changed in place, as ReLUs do.
-    return [part.clone().view(x.shape) for part, x in zip(parts, maps, strict=True)]
+    return [
+        part.unflatten(2, x.shape[2:]).clone(memory_format=_spec.memory_format(last, x.dim()))
+        for part, x in zip(parts, maps, strict=True)
+    ]
 
 
 def max_pool(dims: int, kernel_size: int = 3, stride: int = 2) -> nn.Module:

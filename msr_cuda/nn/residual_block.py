@@ -10,7 +10,7 @@ Example::
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, overload
 
 from torch import Tensor, nn
 
@@ -32,15 +32,16 @@ class _ResidualBlock(nn.Module):
             )
         self.relu = nn.ReLU(inplace=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """One map."""
-        return self.forward_levels([x])[0]
-
-    def forward_levels(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Maps of several sizes; batch norms take their statistics over all of them together."""
-        y = self.residual(maps)
-        pairs = zip(y, self.shortcut(maps), strict=True)
-        return [self.relu(residual + shortcut) for residual, shortcut in pairs]
+    @overload
+    def forward(self, x: Tensor) -> Tensor: ...
+    @overload
+    def forward(self, x: list[Tensor]) -> list[Tensor]: ...
+    def forward(self, x: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+        """One map, or maps of several sizes: batch norms then take statistics over all of them."""
+        maps = [x] if isinstance(x, Tensor) else x
+        pairs = zip(self.residual(maps), self.shortcut(maps), strict=True)
+        sums = [self.relu(residual + shortcut) for residual, shortcut in pairs]
+        return sums[0] if isinstance(x, Tensor) else sums
 
     def residual(self, maps: Sequence[Tensor]) -> list[Tensor]:
         raise NotImplementedError
