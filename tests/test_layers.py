@@ -33,7 +33,7 @@ ALLOWED = {
         "reference",
     },
     "functional": {"_dispatch", "_losses", "_plans", "_spec", "_validate", "autograd", "reference"},
-    "nn": {"functional"},
+    "nn": {"_spec", "functional"},
     "models": {"functional", "nn"},
     "swap": {"_pool", "_spec", "functional", "nn", "testing"},
     "train": {"models", "nn"},
