@@ -35,7 +35,7 @@ ALLOWED = {
     "functional": {"_dispatch", "_losses", "_plans", "_spec", "_validate", "autograd", "reference"},
     "nn": {"_spec", "functional"},
     "models": {"functional", "nn"},
-    "swap": {"_pool", "_spec", "functional", "nn", "testing"},
+    "swap": {"_losses", "_pool", "_spec", "functional", "nn", "testing"},
     "train": {"models", "nn"},
     "testing": {"_pool", "_spec", "reference"},
     "__init__": {"_info", "_pool", "_version", "functional", "nn", "swap"},
