@@ -37,13 +37,15 @@ enum class Kind { kPlain, kReluMask, kAny };
 
 constexpr bool has_bits(Kind kind) { return kind == Kind::kReluMask || kind == Kind::kAny; }
 
-// Loops for a fixed number of rows or taps are for the common kinds and for vectors: an instance
-// for every kind and for float64 too would double what there is to compile. Narrow rows with wide
-// results are sums that are finished later, mostly: they have no mask.
+// Loops for a fixed number of rows or taps are for the common kinds, for vectors, and for types
+// that are loaded and stored by an instruction: an instance for every kind and type, and for
+// float64, would double what there is to compile. Narrow rows with wide results are sums that are
+// finished later, mostly: they have no mask.
 template <typename vec_t, typename S, typename T>
 constexpr bool has_fixed_counts(Kind kind) {
-  return vec_t::kLanes > 1 &&
-         (kind == Kind::kPlain || (kind == Kind::kReluMask && sizeof(S) >= sizeof(T)));
+  if (vec_t::kLanes == 1 || kind == Kind::kAny) return false;
+  if (!kConvertsInVectors && sizeof(S) + sizeof(T) < 2 * sizeof(float)) return false;
+  return kind == Kind::kPlain || sizeof(S) >= sizeof(T);
 }
 
 // Calls f(the kind) as a constant.
@@ -168,7 +170,9 @@ MSR_INLINE void combine_typed(const CombineArgs<typename vec_t::acc_t>& args, T*
   if constexpr (has_fixed_counts<vec_t, S, T>(kKind)) {
     if (args.count == 1) return combine_count<vec_t, 1, kGated, kKind, S>(args, to);
     if (args.count == 2) return combine_count<vec_t, 2, kGated, kKind, S>(args, to);
-    if (args.count == 4) return combine_count<vec_t, 4, kGated, kKind, S>(args, to);
+    if constexpr (!kGated) {
+      if (args.count == 4) return combine_count<vec_t, 4, kGated, kKind, S>(args, to);
+    }
   }
   combine_count<vec_t, 0, kGated, kKind, S>(args, to);
 }
@@ -339,15 +343,12 @@ MSR_INLINE void slice_of_pixel(const PixelSlice<typename vec_t::acc_t>& slice, i
     pixel<vec_t, decltype(fixed)::value, kKind, S>(source, column, count, slice.channels, base, how,
                                                    to);
   };
-  if (count == 1) {
-    run(std::integral_constant<int, 1>{});
-  } else if (count == 2) {
-    run(std::integral_constant<int, 2>{});
-  } else if (count == 4) {
-    run(std::integral_constant<int, 4>{});
-  } else {
-    run(std::integral_constant<int, 0>{});
+  if constexpr (has_fixed_counts<vec_t, S, T>(kKind)) {
+    if (count == 1) return run(std::integral_constant<int, 1>{});
+    if (count == 2) return run(std::integral_constant<int, 2>{});
+    if (count == 4) return run(std::integral_constant<int, 4>{});
   }
+  run(std::integral_constant<int, 0>{});
 }
 
 // One pixel of any number of sources and taps.
