@@ -15,23 +15,23 @@ from __future__ import annotations
 
 import argparse
 import copy
-import functools
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-import msr_cuda
 from msr_cuda.models import SegmentationNet
 from msr_cuda.train import Config, DataError, normalized
 from msr_cuda.train.data import open_data
+from msr_cuda.train.digits import CLASSES
 from msr_cuda.train.networks import build_network
 
 from . import TRAINING_NAME, command, measure, summary
 from .contenders import EAGER, OURS
+from .logits.cases import CASES
 from .text import markdown
 
 EXPLANATION = (
@@ -62,15 +62,12 @@ TABLE = command.Table(TRAINING_NAME, Step._fields)
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def _eager(logits: Tensor, target: Tensor) -> Tensor:
-    return F.cross_entropy(F.interpolate(logits, target.shape[1:], mode="bilinear"), target)
-
-
-#: Of the images: the photograph, and ten digits.
-_CLASSES = 11
+#: Of the images: the photograph, and the digits.
+_CLASSES = 1 + len(CLASSES)
+_CASE = CASES["cross-entropy"]
 LOSSES: dict[str, Loss] = {
-    EAGER: _eager,
-    OURS: functools.partial(msr_cuda.resample_cross_entropy, impl="kernel"),
+    EAGER: lambda logits, target: _CASE.eager(logits, target, tuple(target.shape[1:])),
+    OURS: lambda logits, target: _CASE.fused(logits, target, tuple(target.shape[1:]), "kernel"),
 }
 
 
@@ -136,9 +133,9 @@ def training_table(rows: Sequence[dict[str, Any]]) -> str:
         body.append(
             [
                 name, str(len(losses)), f"{sum(losses[-last:]) / last:.4f}",
-                f"{sorted(differences)[len(differences) // 2]:.1e}", f"{max(differences):.1e}",
+                f"{statistics.median_high(differences):.1e}", f"{max(differences):.1e}",
                 f"{found[-1]['peak_bytes'] / 1e6:.1f}",
-                f"{sorted(row['seconds'] for row in found)[len(found) // 2] * 1e3:.0f}",
+                f"{statistics.median_high(row['seconds'] for row in found) * 1e3:.0f}",
             ]
         )  # fmt: skip
     header = ["", "steps", "loss", "median difference", "largest", "peak MB", "ms per step"]

@@ -79,7 +79,7 @@ class MultiScaleCNN(nn.Module):
         """``[N, C]``: what the linear layer gets."""
         levels = self.pyramid(x)
         if self.shared:
-            maps = _shared_column(self.columns[0], levels)
+            maps = norm_jointly(self.columns[0], levels)
         else:
             maps = [column(level) for column, level in zip(self.columns, levels, strict=True)]
         return spatial_mean(self.last(self.fusion(maps)))
@@ -98,14 +98,3 @@ def _column(dims: int, in_channels: int, widths: Sequence[int]) -> nn.Sequential
         layers.append(conv_norm_relu(dims, in_channels, width))
         in_channels = width
     return nn.Sequential(*layers)
-
-
-def _shared_column(column: nn.Module, maps: list[Tensor]) -> list[Tensor]:
-    """One column on every level."""
-    for layer in column.children():
-        if isinstance(layer, nn.Sequential):
-            conv, norm, relu = layer
-            maps = [relu(x) for x in norm_jointly(norm, [conv(x) for x in maps])]
-        else:
-            maps = [layer(x) for x in maps]
-    return maps

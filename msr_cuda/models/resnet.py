@@ -222,14 +222,24 @@ class MultiScaleEncoder(nn.Module):
         return self.trunk.forward_levels(self.pyramid(x), self.out_indices)
 
 
-def _check_one_stage(name: str, encoder: MultiScaleEncoder) -> None:
-    if len(encoder.out_indices) != 1:
-        raise ValueError(
-            f"{name}: expected an encoder with one stage in out_indices, got {encoder.out_indices}"
-        )
+class Classifier(nn.Module):
+    """What the classifiers share: an encoder that gives one map, dropout, a linear layer."""
+
+    def __init__(
+        self, encoder: MultiScaleEncoder, num_classes: int = 1000, *, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        if len(encoder.out_indices) != 1:
+            raise ValueError(
+                f"{type(self).__name__}: expected an encoder with one stage in out_indices, got "
+                f"{encoder.out_indices}"
+            )
+        self.encoder = encoder
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(encoder.feature_info.channels()[0], num_classes)
 
 
-class MultiScaleResNet(nn.Module):
+class MultiScaleResNet(Classifier):
     """A classifier: :class:`MultiScaleEncoder`, the mean over positions, a linear layer.
 
     Args:
@@ -239,15 +249,6 @@ class MultiScaleResNet(nn.Module):
 
     Shapes: ``[N, in_channels, *spatial]`` to logits ``[N, num_classes]``.
     """
-
-    def __init__(
-        self, encoder: MultiScaleEncoder, num_classes: int = 1000, *, dropout: float = 0.0
-    ) -> None:
-        super().__init__()
-        _check_one_stage("MultiScaleResNet", encoder)
-        self.encoder = encoder
-        self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(encoder.feature_info.channels()[0], num_classes)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """``[N, C]``: what the linear layer gets; for a classifier of one's own (an SVM)."""
@@ -260,7 +261,7 @@ class MultiScaleResNet(nn.Module):
         return result
 
 
-class ScaleMixtureResNet(nn.Module):
+class ScaleMixtureResNet(Classifier):
     r"""A classifier whose scales decide each by itself, and that adds up what they say.
 
     .. math::
@@ -284,15 +285,6 @@ class ScaleMixtureResNet(nn.Module):
     weights and scores brought together over scales for sizes that were not trained: Jansson and
     Lindeberg 2022, "Scale-Invariant Scale-Channel Networks", who take the maximum or the mean.
     """
-
-    def __init__(
-        self, encoder: MultiScaleEncoder, num_classes: int = 1000, *, dropout: float = 0.0
-    ) -> None:
-        super().__init__()
-        _check_one_stage("ScaleMixtureResNet", encoder)
-        self.encoder = encoder
-        self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(encoder.feature_info.channels()[0], num_classes)
 
     def scores(self, x: Tensor) -> Tensor:
         """``[N, S, K]``: z of each scale."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .resnet import MultiScaleResNet, ResNetTrunk, ScaleMixtureResNet
+from .resnet import Classifier, ResNetTrunk
 
 _STEM = "conv1.weight"
 #: With the stem, these tell a ResNet from other networks that have a ``conv1``.
@@ -90,8 +90,7 @@ def load_trunk(
         raise ValueError(f"load_trunk: expected a model with one ResNetTrunk, got {len(trunks)}")
     target = trunks[0].state_dict()
     wanted = set(target)  # what strict asks for
-    kinds = (MultiScaleResNet, ScaleMixtureResNet)
-    classifier = next((m.fc for m in model.modules() if isinstance(m, kinds)), None)
+    classifier = next((m.fc for m in model.modules() if isinstance(m, Classifier)), None)
     if classifier is not None:
         target |= {f"fc.{name}": value for name, value in classifier.state_dict().items()}
 

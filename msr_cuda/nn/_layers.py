@@ -75,31 +75,36 @@ def batch_norm(dims: int, channels: int) -> nn.Module:
     return _NORMS[dims](channels)
 
 
-def norm_jointly(norm: nn.Module, maps: Sequence[Tensor]) -> list[Tensor]:
-    """Normalizes maps of several sizes with one set of statistics.
+def norm_jointly(layer: nn.Module, maps: Sequence[Tensor]) -> list[Tensor]:
+    """A layer on maps of several sizes; batch norms have one set of statistics.
 
     A batch norm that is called on one map after another takes each map's own mean and variance in
     training, but their running average in evaluation: the network would be evaluated as it never
     was trained. Here the statistics are over all positions of all maps.
 
     Args:
-        norm: a batch norm. In evaluation, for one map, and if it is another layer, which keeps no
-            running statistics, it is called on each map.
+        layer: a batch norm, or a sequence of layers, of which each is taken so. In evaluation, for
+            one map, and if it is another layer, which keeps no running statistics, it is called on
+            each map.
         maps (list[Tensor[N, C, *spatial_i]]): of several sizes.
 
     Returns:
-        list[Tensor[N, C, *spatial_i]]: the maps, normalized.
+        list[Tensor]: what the layer makes of each.
     """
-    is_batch_norm = isinstance(norm, nn.modules.batchnorm._BatchNorm)
-    if len(maps) == 1 or not is_batch_norm or not norm.training:
-        return [norm(x) for x in maps]
+    if len(maps) > 1 and isinstance(layer, nn.Sequential):
+        for part in layer:
+            maps = norm_jointly(part, maps)
+        return list(maps)
+    is_batch_norm = isinstance(layer, nn.modules.batchnorm._BatchNorm)
+    if len(maps) == 1 or not is_batch_norm or not layer.training:
+        return [layer(x) for x in maps]
     last = _spec.result_is_channels_last(maps)
     pixels = 1 if last else 2  # the axis that they have in a row
     flat = [(x.movedim(1, -1) if last else x).flatten(pixels, -2 if last else -1) for x in maps]
     joined = torch.cat(flat, pixels)
     # The layer wants channels where they always are, and as many axes as ever.
     joined = joined.movedim(-1, 1) if last else joined
-    normalized: Tensor = norm(joined.unflatten(2, [-1, *[1] * (maps[0].dim() - 3)])).flatten(2)
+    normalized: Tensor = layer(joined.unflatten(2, [-1, *[1] * (maps[0].dim() - 3)])).flatten(2)
     parts = normalized.split([x.shape[2:].numel() for x in maps], 2)
     # Copies, for a part cannot be changed in place, as ReLUs do.
     return [

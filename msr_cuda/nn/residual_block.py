@@ -25,7 +25,7 @@ class _ResidualBlock(nn.Module):
         super().__init__()
         check_dims(type(self).__name__, dims)
         out_channels = channels * self.expansion
-        self.downsample: nn.Sequential | None = None
+        self.downsample: nn.Module | None = None
         if stride != 1 or in_channels != out_channels:
             self.downsample = conv_norm_relu(
                 dims, in_channels, out_channels, 1, stride=stride, relu=False
@@ -49,8 +49,7 @@ class _ResidualBlock(nn.Module):
     def shortcut(self, maps: Sequence[Tensor]) -> list[Tensor]:
         if self.downsample is None:
             return list(maps)
-        conv, norm = self.downsample
-        return norm_jointly(norm, [conv(x) for x in maps])
+        return norm_jointly(self.downsample, maps)
 
 
 class BasicBlock(_ResidualBlock):

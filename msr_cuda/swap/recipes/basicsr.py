@@ -28,16 +28,17 @@ for _target, _fingerprints in {
     )
 
 
-def _upsample_reasons(module: Any) -> list[str]:
-    return upsampling_reasons(module.upsample, "upsample")
-
+#: Of modules with one ``nn.Upsample``, whose work the new statements do.
+_UPSAMPLE: dict[str, Any] = {
+    "skip_reasons": lambda module: upsampling_reasons(module.upsample, "upsample"),
+    "absorbed_modules": lambda module: upsampling_modules(module.upsample),
+}
 
 REWRITES.add(
     f"{_ARCHS}.edvr_arch:PredeblurModule",
     fingerprints=["778deba3306c033d", "00a3e03793c162ec"],
     summary="Upsampling and sum of each level in one pass.",
-    skip_reasons=_upsample_reasons,
-    absorbed_modules=lambda module: upsampling_modules(module.upsample),
+    **_UPSAMPLE,
     edits={
         "self.upsample(self.resblock_l3(feat_l3))": (
             "msr.upsampled_by(self.upsample, self.resblock_l3(feat_l3))"
@@ -53,8 +54,7 @@ REWRITES.add(
     f"{_ARCHS}.edvr_arch:TSAFusion",
     fingerprints=["2d6f930093b17d2e", "5a0e12412f228d48"],
     summary="Upsampling and sum of the attentions in one pass.",
-    skip_reasons=_upsample_reasons,
-    absorbed_modules=lambda module: upsampling_modules(module.upsample),
+    **_UPSAMPLE,
     edits={
         "self.upsample(attn_level)": "msr.upsampled_by(self.upsample, attn_level)",
         "self.lrelu(self.spatial_attn3(attn)) + attn_level": (
