@@ -21,6 +21,7 @@ from .detection import (
 )
 from .multiscale_cnn import MultiScaleCNN
 from .resnet import (
+    Classifier,
     MultiScaleEncoder,
     MultiScaleResNet,
     ResNetTrunk,
@@ -35,6 +36,7 @@ from .tracking import SiameseTracker, cross_correlation
 from .weights import WeightsReport, load_trunk
 
 __all__ = [
+    "Classifier",
     "ConvLevels",
     "EncoderDecoder",
     "FeatureInfo",

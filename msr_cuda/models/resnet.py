@@ -223,7 +223,16 @@ class MultiScaleEncoder(nn.Module):
 
 
 class Classifier(nn.Module):
-    """What the classifiers share: an encoder that gives one map, dropout, a linear layer."""
+    """What the classifiers share: ``encoder``, ``dropout`` and the linear layer ``fc``.
+
+    Args:
+        encoder: gives one map.
+        num_classes: length of the result.
+        dropout: probability with which what ``fc`` gets is zeroed in training.
+
+    Raises:
+        ValueError: the encoder gives the maps of several stages.
+    """
 
     def __init__(
         self, encoder: MultiScaleEncoder, num_classes: int = 1000, *, dropout: float = 0.0
