@@ -65,11 +65,10 @@ MSR_HOST_DEVICE V power_of_two(V shifted) {
   return shifted;
 }
 
-// 2^n exp(r) with |r| <= ln(2) / 2. Below -87 and above 88 it keeps the value there, short of
-// subnormal and infinite results; NaN stays.
+// 2^n exp(r) with |r| <= ln(2) / 2, for x up to 88. Below -87 it keeps the value there, short of
+// subnormal results; NaN stays.
 template <typename V>
-MSR_HOST_DEVICE V float_exp(V x) {
-  x = choose(x > 88.0f, fill<V>(88), x);
+MSR_HOST_DEVICE V float_exp_below(V x) {
   x = choose(x < -87.0f, fill<V>(-87), x);
   const V shifted = x * 1.44269504f + 12582912.0f;
   const V n = shifted - 12582912.0f;
@@ -82,6 +81,12 @@ MSR_HOST_DEVICE V float_exp(V x) {
   return (p * r * r + r + 1.0f) * power_of_two(shifted);
 }
 
+// Above 88 it keeps the value there, short of infinite results.
+template <typename V>
+MSR_HOST_DEVICE V float_exp(V x) {
+  return float_exp_below(choose(x > 88.0f, fill<V>(88), x));
+}
+
 template <typename V>
 MSR_HOST_DEVICE V exp_of(V x) {
   if constexpr (sizeof(number_t<V>) == 8) return exp(x);
@@ -92,6 +97,15 @@ MSR_HOST_DEVICE V exp_of(V x) {
   else
     return float_exp(x);
 #endif
+}
+
+// exp(x) where x is not above 88.
+template <typename V>
+MSR_HOST_DEVICE V exp_below(V x) {
+#if !defined(__CUDA_ARCH__)
+  if constexpr (sizeof(number_t<V>) == 4) return float_exp_below(x);
+#endif
+  return exp_of(x);
 }
 
 // Of a positive, normal number: Cephes' logf (Moshier), within 1 ulp. Infinity and NaN stay.
@@ -131,6 +145,29 @@ MSR_HOST_DEVICE V log_of(V x) {
 #else
   else
     return float_log(x);
+#endif
+}
+
+// log(1 + x) for x from 0 to 1, as 2 artanh(x / (x + 2)): a polynomial fitted to the odd series up
+// to 1/3, within 2 ulp. NaN stays.
+template <typename V>
+MSR_HOST_DEVICE V float_log1p(V x) {
+  const V s = x / (x + 2.0f), square = s * s;
+  V p = square * 0.28024631f + 0.27999109f;
+  p = p * square + 0.40021701f;
+  p = p * square + 0.66666413f;
+  return s * (square * p) + (s + s);
+}
+
+template <typename V>
+MSR_HOST_DEVICE V log1p_of(V x) {
+  if constexpr (sizeof(number_t<V>) == 8) return log1p(x);
+#if defined(__CUDA_ARCH__)
+  else
+    return log1pf(x);
+#else
+  else
+    return float_log1p(x);
 #endif
 }
 

@@ -22,6 +22,7 @@ class BinaryTermsCpu {
       if (!factors.data) return static_cast<const acc_t*>(nullptr);
       const int64_t offset = offset_in(factors.stride, at.n, c, at.z, at.y, begin);
       if (factors.bytes) return load_bytes(factors, offset, columns, memory);
+      if (factors.stride[4] == 0) return load_one(factors, offset, columns, memory);
       return loaded(memory, advance(factors.data, factors.dtype, offset), factors.dtype,
                     {columns, 1, factors.stride[4], 1}, ops_);
     };
@@ -39,6 +40,13 @@ class BinaryTermsCpu {
     const uint8_t* from = static_cast<const uint8_t*>(factors.data) + offset;
     acc_t* to = room(memory, columns);
     for (int64_t k = 0; k < columns; ++k) to[k] = static_cast<acc_t>(from[k * factors.stride[4]]);
+    return to;
+  }
+
+  static const acc_t* load_one(const LogitFactors& factors, int64_t offset, int64_t columns,
+                               std::vector<acc_t>& memory) {
+    acc_t* to = room(memory, columns);
+    std::fill_n(to, columns, msr::load<acc_t>(factors.data, factors.dtype, offset));
     return to;
   }
 
@@ -80,9 +88,12 @@ class BinaryCrossEntropyCpu {
                    ((at.n * channels + c) * rows_of_image + in_channel) * width;
         }
         rows_.write(c, 0, width, values, scratch.rows);
-        ops_.binary_losses(terms_.load(at, c, 0, width, values, scratch.terms));
-        if (params_.loss) continue;
-        total += sum_in_columns(values, width);
+        const auto terms = terms_.load(at, c, 0, width, values, scratch.terms);
+        if (params_.loss) {
+          ops_.binary_losses(terms);
+        } else {
+          total += ops_.binary_loss_sum(terms);
+        }
       }
       totals_[row] = total;
     }

@@ -64,7 +64,7 @@ __device__ __forceinline__ void binary_losses(const BinaryParams& params, const 
 #pragma unroll
   for (int k = 0; k < kClassesAtOnce; ++k) {
     const acc_t value = values[k], magnitude = value < 0 ? -value : value;
-    const acc_t softplus = log1p(exp_of(-magnitude)) + (value < 0 ? magnitude : acc_t(0));
+    const acc_t softplus = log1p_of(exp_of(-magnitude)) + (value < 0 ? magnitude : acc_t(0));
     values[k] = (1 - target[k]) * value + positive[k] * softplus;
   }
   multiply(params.weight, p, count, values);

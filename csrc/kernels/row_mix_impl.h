@@ -377,7 +377,7 @@ void add_exponentials(const LogitsArgs<typename vec_t::acc_t>& args) {
     // Where all are -inf so far, differences to the largest would be NaN.
     const Numbers finite = fill<Numbers>(std::numeric_limits<acc_t>::lowest());
     const Numbers origin = choose(largest < finite, Numbers{}, largest);
-    const auto exponential = [](auto v) { return exp_of(v); };
+    const auto exponential = [](auto v) { return exp_below(v); };
     Numbers sum = load_part<vec_t>(args.sum + k, lanes);
     sum *= each_of<vec_t>(before - origin, exponential);
     for (int32_t c = 0; c < args.classes; ++c) {
@@ -415,7 +415,7 @@ void softmax_gradients(const SoftmaxGradArgs<typename vec_t::acc_t>& args) {
     in_vectors<vec_t>(args.columns, [&](int64_t k, auto lanes) {
       const Numbers power =
           load_part<vec_t>(args.to + k, lanes) - load_part<vec_t>(args.lse + k, lanes);
-      Numbers value = each_of<vec_t>(power, [](auto v) { return exp_of(v); });
+      Numbers value = each_of<vec_t>(power, [](auto v) { return exp_below(v); });
       value = load_part<vec_t>(args.factor + k, lanes) * value;
       if constexpr (decltype(has_classes)::value) {
         const auto own = load_part<vec_t>(args.classes + k, lanes) == fill<Numbers>(args.own);
@@ -438,51 +438,90 @@ void log_sums(typename vec_t::acc_t* to, const typename vec_t::acc_t* largest,
   });
 }
 
-// Calls f(k, lanes, logit, target, weight, factor of the positive part).
+// Calls f(k, lanes, logit, target, weight, factor of the positive part). Factors that are one
+// everywhere are the constant `one`, with which nothing is multiplied.
+struct One {};
+template <typename V>
+MSR_INLINE V operator*(One, V v) {
+  return v;
+}
+
 template <typename vec_t, typename F>
 MSR_INLINE void for_each_binary(const BinaryArgs<typename vec_t::acc_t>& args, F&& f) {
   using Numbers = typename Wide<vec_t>::Numbers;
+  const auto *values = args.values, *targets = args.target;
+  const auto *weights = args.weight, *positives = args.pos_weight;
+  if (!weights && !positives) {
+    return in_vectors<vec_t>(args.columns, [&](int64_t k, auto lanes) {
+      f(k, lanes, load_part<vec_t>(values + k, lanes), load_part<vec_t>(targets + k, lanes), One{},
+        One{});
+    });
+  }
   in_vectors<vec_t>(args.columns, [&](int64_t k, auto lanes) {
     const Numbers one = fill<Numbers>(1);
-    const Numbers target = load_part<vec_t>(args.target + k, lanes);
+    const Numbers target = load_part<vec_t>(targets + k, lanes);
     Numbers weight = one, positive = one;
-    if (args.weight) weight = load_part<vec_t>(args.weight + k, lanes);
-    if (args.pos_weight)
-      positive = (load_part<vec_t>(args.pos_weight + k, lanes) - one) * target + one;
-    f(k, lanes, load_part<vec_t>(args.values + k, lanes), target, weight, positive);
+    if (weights) weight = load_part<vec_t>(weights + k, lanes);
+    if (positives) positive = (load_part<vec_t>(positives + k, lanes) - one) * target + one;
+    f(k, lanes, load_part<vec_t>(values + k, lanes), target, weight, positive);
+  });
+}
+
+// Calls f(k, lanes, loss).
+template <typename vec_t, typename F>
+MSR_INLINE void for_each_binary_loss(const BinaryArgs<typename vec_t::acc_t>& args, F&& f) {
+  using Numbers = typename Wide<vec_t>::Numbers;
+  for_each_binary<vec_t>(args, [&](int64_t k, auto lanes, Numbers value, Numbers target,
+                                   auto weight, auto positive) {
+    const auto negative = value < Numbers{};
+    const Numbers magnitude = choose(negative, -value, value);
+    const Numbers small = each_of<vec_t>(-magnitude, [](auto v) { return log1p_of(exp_below(v)); });
+    const Numbers softplus = small + choose(negative, magnitude, Numbers{});
+    f(k, lanes, weight * ((fill<Numbers>(1) - target) * value + positive * softplus));
   });
 }
 
 template <typename vec_t>
 void binary_losses(const BinaryArgs<typename vec_t::acc_t>& args) {
+  auto* to = args.values;
+  for_each_binary_loss<vec_t>(
+      args, [&](int64_t k, auto lanes, auto loss) { store_part<vec_t>(to + k, loss, lanes); });
+}
+
+// Short sums are taken in the accumulation type, and added up in double.
+template <typename vec_t>
+double binary_loss_sum(const BinaryArgs<typename vec_t::acc_t>& args) {
   using Numbers = typename Wide<vec_t>::Numbers;
-  for_each_binary<vec_t>(args, [&](int64_t k, auto lanes, Numbers value, Numbers target,
-                                   Numbers weight, Numbers positive) {
-    const Numbers one = fill<Numbers>(1);
-    const auto negative = value < Numbers{};
-    const Numbers magnitude = choose(negative, -value, value);
-    const Numbers power = each_of<vec_t>(-magnitude, [](auto v) { return exp_of(v); });
-    // log(1 + power), as log(1 + x) x / ((1 + x) - 1), which is right where 1 + x rounds to 1, too.
-    const Numbers sum = power + one, rounded = sum - one;
-    const Numbers logarithm = each_of<vec_t>(sum, [](auto v) { return log_of(v); });
-    const Numbers small = choose(rounded == Numbers{}, power,
-                                 logarithm * (power / choose(rounded == Numbers{}, one, rounded)));
-    const Numbers softplus = small + choose(negative, magnitude, Numbers{});
-    store_part<vec_t>(args.values + k, weight * ((one - target) * value + positive * softplus),
-                      lanes);
+  constexpr int32_t kSteps = 16;
+  double total = 0;
+  Numbers part = {};
+  int32_t steps = 0;
+  const auto add = [&](Numbers losses, int count) {
+    for (int i = 0; i < count; ++i) total += static_cast<double>(losses[i]);
+  };
+  for_each_binary_loss<vec_t>(args, [&](int64_t, auto lanes, Numbers losses) {
+    if (static_cast<int>(lanes) < vec_t::kLanes) return add(losses, lanes);
+    part += losses;
+    if (++steps < kSteps) return;
+    add(part, vec_t::kLanes);
+    part = Numbers{};
+    steps = 0;
   });
+  add(part, vec_t::kLanes);
+  return total;
 }
 
 template <typename vec_t>
 void binary_gradients(const BinaryArgs<typename vec_t::acc_t>& args) {
   using Numbers = typename Wide<vec_t>::Numbers;
-  for_each_binary<vec_t>(args, [&](int64_t k, auto lanes, Numbers value, Numbers target,
-                                   Numbers weight, Numbers positive) {
-    const Numbers one = fill<Numbers>(1);
-    const Numbers other = each_of<vec_t>(-value, [](auto v) { return sigmoid_of(v); });
-    const Numbers grad = load_part<vec_t>(args.grad + k, lanes);
-    store_part<vec_t>(args.values + k, grad * weight * ((one - target) - positive * other), lanes);
-  });
+  auto* to = args.values;
+  const auto* grads = args.grad;
+  for_each_binary<vec_t>(
+      args, [&](int64_t k, auto lanes, Numbers value, Numbers target, auto weight, auto positive) {
+        const Numbers other = each_of<vec_t>(-value, [](auto v) { return sigmoid_of(v); });
+        const Numbers grad = weight * load_part<vec_t>(grads + k, lanes);
+        store_part<vec_t>(to + k, grad * ((fill<Numbers>(1) - target) - positive * other), lanes);
+      });
 }
 
 }  // namespace

@@ -250,6 +250,7 @@ struct RowOps {
   void (*log_sums)(acc_t* to, const acc_t* largest, const acc_t* sum, int64_t length);
   // Binary cross entropy, see binary_cross_entropy_cpu.h.
   void (*binary_losses)(const BinaryArgs<acc_t>&);
+  double (*binary_loss_sum)(const BinaryArgs<acc_t>&);  // replaces nothing
   void (*binary_gradients)(const BinaryArgs<acc_t>&);
 };
 

@@ -92,7 +92,7 @@ MSR_INLINE void finish(V value, const Finish how, T* to, int64_t k) {
 // grow with its length.
 template <int kCount, typename V, typename F>
 MSR_INLINE V sum_in_blocks(int32_t count, V zero, F&& add) {
-  constexpr int32_t kBlock = 64;
+  constexpr int32_t kBlock = 16;
   if constexpr (kCount > 0) count = kCount;
   V sum = zero;
   for (int32_t i = 0; i < (kCount > 0 ? kCount : count < kBlock ? count : kBlock); ++i)
@@ -545,6 +545,7 @@ constexpr RowOps<typename vec_t::acc_t> make_row_ops(const char* name) {
           softmax_gradients<vec_t>,
           log_sums<vec_t>,
           binary_losses<vec_t>,
+          binary_loss_sum<vec_t>,
           binary_gradients<vec_t>};
 }
 
