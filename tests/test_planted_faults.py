@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,9 @@ from cases import Case
 from harness import build, cases_io, replay
 from harness.build import Fault
 from kernel_truth import Truth
+from test_losses_on_cpu import Logits, argmax, binary_cross_entropy, cross_entropy
+
+from msr_cuda._spec import Mode
 
 BILINEAR = Case("bilinear", "resample_sum", ((2, 8, 6, 8), (2, 8, 3, 4)), {"mode": "linear"})
 CHANNELS_LAST = Case("channels_last", "resample", ((2, 8, 3, 4),),
@@ -20,46 +24,77 @@ CHANNELS_LAST = Case("channels_last", "resample", ((2, 8, 3, 4),),
 WEIGHTED = Case("weighted", "resample_sum", ((2, 8, 5, 8),) * 2, weights=True)
 
 
+def gathered(case: Case, choice: tuple[int, ...] | None = ()) -> Callable[[], cases_io.Case]:
+    """A forward call. choice: as in the harness's gather(); empty lets the call choose, None is the
+    general kernel."""
+
+    def call() -> cases_io.Case:
+        found = Truth(case, torch.float32).gather()
+        if choice is None:
+            return found
+        arguments = {**found.arguments, "choice": np.array(choice, np.int64)}
+        return replace(found, arguments=arguments, kernels=())
+
+    return call
+
+
+def logits() -> Logits:
+    return Logits(torch.randn(1, 5, 3, 4), (12, 16), Mode.LINEAR)
+
+
+def decision() -> cases_io.Case:
+    return argmax(logits(), torch.int64, with_probability=False)[0]
+
+
+def gradient_in_strips() -> cases_io.Case:
+    one = logits()
+    return cross_entropy(one, torch.randint(0, 5, one.pixels))[-1]
+
+
+def gathered_gradient() -> cases_io.Case:
+    one = logits()
+    return binary_cross_entropy(one, torch.rand(1, 5, 12, 16), None, None, "mean", False)[-2]
+
+
 @dataclass(frozen=True)
 class Planted:
-    """A fault, a call that meets it, and what is reported.
-
-    ``choice``: as in the harness's gather(); empty lets the call choose, None is the general
-    kernel.
-    """
+    """A fault, a call that meets it, and what is reported."""
 
     fault: Fault
-    case: Case
+    make: Callable[[], cases_io.Case]
     report: str
     sanitize: bool = True
-    choice: tuple[int, ...] | None = ()
 
     def call(self) -> cases_io.Case:
         torch.manual_seed(0)
-        call = Truth(self.case, torch.float32).gather()
-        if self.choice is None:
-            return call
-        arguments = {**call.arguments, "choice": np.array(self.choice, np.int64)}
-        return cases_io.Case(call.name, call.function, arguments, call.expected)
+        return self.make()
 
 
 OVERFLOW = r"AddressSanitizer: heap-buffer-overflow .*{access} of size 4.*{file}"
 UNWRITTEN = r"elements differ.*still hold the poison and may not have been written"
 PLANTED = [
-    Planted(Fault("MSR_FAULT_OUT_OF_BOUNDS_READ", "gather.cu"), BILINEAR,
-            OVERFLOW.format(access="READ", file="dtypes.h"), choice=None),
-    Planted(Fault("MSR_FAULT_OUT_OF_BOUNDS_READ", "expand_float.cu"), BILINEAR,
+    Planted(Fault("MSR_FAULT_OUT_OF_BOUNDS_READ", "gather.cu"), gathered(BILINEAR, None),
+            OVERFLOW.format(access="READ", file="dtypes.h")),
+    Planted(Fault("MSR_FAULT_OUT_OF_BOUNDS_READ", "expand_float.cu"), gathered(BILINEAR),
             OVERFLOW.format(access="READ", file="expand_kernel.cuh")),
-    Planted(Fault("MSR_FAULT_MISALIGNED_VECTOR", "expand_float.cu"), BILINEAR,
+    Planted(Fault("MSR_FAULT_MISALIGNED_VECTOR", "expand_float.cu"), gathered(BILINEAR),
             r"runtime error: .* misaligned address .*, which requires 16 byte alignment"),
-    Planted(Fault("MSR_FAULT_SHARED_OVERFLOW", "expand_float.cu"), CHANNELS_LAST,
+    Planted(Fault("MSR_FAULT_SHARED_OVERFLOW", "expand_float.cu"), gathered(CHANNELS_LAST),
             r"AddressSanitizer: heap-buffer-overflow .*WRITE of size .*expand_kernel.cuh"),
-    Planted(Fault("MSR_FAULT_MISSING_BARRIER", "expand_float.cu"), WEIGHTED,
+    Planted(Fault("MSR_FAULT_MISSING_BARRIER", "expand_float.cu"), gathered(WEIGHTED),
             r"output out depends on the order of threads", sanitize=False),
-    Planted(Fault("MSR_FAULT_UNWRITTEN_OUTPUT", "gather.cu"), BILINEAR, UNWRITTEN,
-            sanitize=False, choice=None),
-    Planted(Fault("MSR_FAULT_UNWRITTEN_OUTPUT", "expand_float.cu"), BILINEAR, UNWRITTEN,
+    Planted(Fault("MSR_FAULT_UNWRITTEN_OUTPUT", "gather.cu"), gathered(BILINEAR, None),
+            UNWRITTEN, sanitize=False),
+    Planted(Fault("MSR_FAULT_UNWRITTEN_OUTPUT", "expand_float.cu"), gathered(BILINEAR), UNWRITTEN,
             sanitize=False),
+    Planted(Fault("MSR_FAULT_OUT_OF_BOUNDS_READ", "argmax.cu"), decision,
+            OVERFLOW.format(access="READ", file="logit_device.cuh")),
+    Planted(Fault("MSR_FAULT_SHARED_OVERFLOW", "cross_entropy.cu"), gradient_in_strips,
+            r"logit_grads.cuh:\d+:\d+: runtime error: index 128 out of bounds"),
+    Planted(Fault("MSR_FAULT_MISSING_BARRIER", "cross_entropy.cu"), gradient_in_strips,
+            r"output logit_grads depends on the order of threads", sanitize=False),
+    Planted(Fault("MSR_FAULT_UNWRITTEN_OUTPUT", "binary_cross_entropy.cu"), gathered_gradient,
+            UNWRITTEN, sanitize=False),
 ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@
 #include "branch_taps.cuh"
 #include "cuda_compat.h"
 #include "logit_params.h"
+#include "planted_faults.h"
 #include "window_tables.h"
 
 namespace msr {
@@ -132,7 +133,8 @@ __device__ __forceinline__ void read_logits(const LogitParams& params, int64_t n
                                             int count, acc_t (&values)[kClassesAtOnce]) {
 #pragma unroll
   for (acc_t& value : values) value = 0;
-  for (int32_t h = rows.begin(); h < rows.end(); ++h)
+  const int32_t end = rows.end() + (kFaultOutOfBoundsRead ? 1 : 0);
+  for (int32_t h = rows.begin(); h < end; ++h)
     add_line<T>(params, n, depth, h, rows[h], columns, first, count, values);
 }
 

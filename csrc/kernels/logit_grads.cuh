@@ -11,6 +11,7 @@
 #pragma once
 
 #include "logit_device.cuh"
+#include "planted_faults.h"
 
 namespace msr {
 
@@ -172,8 +173,9 @@ __device__ __forceinline__ void walk_strips(const LogitParams& logits, const Log
     // By turns, so that one barrier keeps a turn's writes from the reads of the one before.
     auto& shared = handed_on[turn % 2];
 #pragma unroll
-    for (int k = 0; k < kClassesAtOnce; ++k) shared[k][thread] = next[k];
-    __syncthreads();
+    for (int k = 0; k < kClassesAtOnce; ++k)
+      shared[k][thread + (kFaultSharedOverflow ? kStripThreads : 0)] = next[k];
+    if (!kFaultMissingBarrier) __syncthreads();
     if (y >= lines.end) continue;
     if (lane > 0) {
 #pragma unroll
@@ -197,7 +199,7 @@ __device__ __forceinline__ void walk_strips(const LogitParams& logits, const Log
 template <typename T, typename acc_t, typename Pixel>
 __device__ __forceinline__ void gather_all(const LogitParams& logits, const LogitGrid& grid,
                                            const Pixel& pixel, const Map& to) {
-  const int64_t total = numel(grid.places);
+  const int64_t total = numel(grid.places) - (kFaultUnwrittenOutput ? 1 : 0);
   const int64_t step = static_cast<int64_t>(gridDim.x) * kLogitThreads;
   acc_t grads[kClassesAtOnce];
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kLogitThreads + threadIdx.x; i < total;
