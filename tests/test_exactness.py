@@ -73,7 +73,7 @@ def test_gradient_of_one_pixel_counts_the_result(
 
 
 def rounding(modes: list[_spec.Source], shape: Tensor | tuple[int, ...], size: Any) -> float:
-    """How far a constant may move, in units of its last place.
+    """How far a constant may move, in units of eps times its value.
 
     Two per result where no axis has more than two taps. Else ``3 sqrt(n) u`` times the sum of the
     weights' absolute values, for n taps over all axes and u of half a unit (Higham and Mary, A New
@@ -102,7 +102,10 @@ def test_constant_maps_stay_constant(
             x = x.transpose(1, -1).contiguous().transpose(1, -1)
         call = Case(mode, "resample", (), {**MODES[mode], "size": after}).prepared([x])
         y = msr_cuda.resample(x, after, **MODES[mode], impl=impl)
-        assert_constant(y, x, rounding(call.modes, before, after), (before, after, value))
+        # The CPU's long sums of float32 make up for what rounding loses.
+        makes_up = impl == "kernel" and device == "cpu" and dtype == torch.float32
+        units = 2.0 if makes_up else rounding(call.modes, before, after)
+        assert_constant(y, x, units, (before, after, value))
 
 
 @every_dtype
@@ -124,7 +127,7 @@ def test_constant_maps_stay_constant_under_pooling(
 
 
 def assert_constant(y: Tensor, x: Tensor, units: float, what: object) -> None:
-    """Exactly in half and bfloat16, else within some units in the last place."""
+    """Exactly in half and bfloat16, else within some units of eps times the value."""
     value = float(x.flatten()[0])
     error = float((y.double() - value).abs().max())
     unit = abs(value) * torch.finfo(x.dtype).eps

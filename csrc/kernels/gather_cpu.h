@@ -201,6 +201,7 @@ class GatherCpu {
     int32_t depth_mask, height_mask;
     Taps<acc_t> taps;            // of the width
     std::vector<Range> columns;  // of the source, per tile
+    bool makes_up;               // for what products of weights lose, whose sum would be one
     bool resampled_rows_serve_twice;
     bool rows_first;   // there are more of them than rows of the result: they are combined before
     bool rows_repeat;  // a row of the result is one row, resampled along the width
@@ -280,6 +281,10 @@ class GatherCpu {
     s.height_mask = power_of_two_from(most_h) - 1;
     make(s.width, 2, planar ? TableUse::kBlocks : TableUse::kPairs);
     if (s.width) s.taps = s.width->view();
+    const auto sums = [&](int axis) {
+      return sums_to_one(branch.axis[axis].rule) && !branch.axis[axis].transposed;
+    };
+    s.makes_up = most_d > 1 && most_h > 1 && most_d * most_h > 4 && sums(0) && sums(1);
     s.resampled_rows_serve_twice = s.depth || s.height || s.weighted;
     const Stretch pixels = stretch_of(s, rows_.width);
     s.as_it_lies = is_identity(branch) && map.dtype == params_.out.dtype && !s.weighted &&
@@ -486,6 +491,16 @@ class GatherCpu {
         scratch.slots[count] = (d & s.depth_mask) * (s.height_mask + 1) + (h & s.height_mask);
         ++count;
       }
+    }
+    if (s.makes_up) {
+      // As in the tables: the largest takes up what rounding left.
+      acc_t* const end = scratch.weights.data() + count;
+      acc_t* const begin = end - count_d * count_h;
+      ExactSum rest;
+      rest.add(static_cast<double>(factor));
+      for (const acc_t* weight = begin; weight != end; ++weight)
+        rest.add(-static_cast<double>(*weight));
+      *std::max_element(begin, end) += static_cast<acc_t>(rest.sum + rest.lost);
     }
     scratch.count = count;
   }

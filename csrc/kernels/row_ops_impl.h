@@ -87,23 +87,39 @@ MSR_INLINE void finish(V value, const Finish how, T* to, int64_t k) {
 // The loops below copy what they read in every step into locals: for all the compiler knows, a
 // store of a result could change what an argument points at.
 
-// The sum of kCount terms (0: of `count`): add(i, first, before) returns the i-th, or it and those
-// before. Many are added in blocks, whose sums are added: the rounding error of a long sum would
-// grow with its length.
-template <int kCount, typename V, typename F>
+// The sum of kCount terms (0: of `count`) of type S: add(i, first, before) returns the i-th, or it
+// and those before.
+//
+// Many are added in blocks. Where S is not narrow, a block is the sum of two pairs, and what
+// rounding loses when blocks are added (Knuth's TwoSum) is added in the end, but not to infinities:
+// the error of a sum does not grow with its length, and constant maps stay constant within 2 ulp.
+template <int kCount, typename S, typename V, typename F>
 MSR_INLINE V sum_in_blocks(int32_t count, V zero, F&& add) {
-  constexpr int32_t kBlock = 16;
+  constexpr bool kIsWide = sizeof(S) >= sizeof(float);
+  constexpr int32_t kBlock = kIsWide ? 4 : 16;
   if constexpr (kCount > 0) count = kCount;
-  V sum = zero;
-  for (int32_t i = 0; i < (kCount > 0 ? kCount : count < kBlock ? count : kBlock); ++i)
-    sum = add(i, i == 0, sum);
-  if constexpr (kCount == 0) {
-    for (int32_t begin = kBlock; begin < count; begin += kBlock) {
-      V block = zero;
-      const int32_t end = begin + kBlock < count ? begin + kBlock : count;
-      for (int32_t i = begin; i < end; ++i) block = add(i, i == begin, block);
-      sum = sum + block;
+  const auto block_from = [&](int32_t begin) {
+    if (kIsWide && count - begin >= kBlock) {
+      return add(begin + 1, false, add(begin, true, zero)) +
+             add(begin + 3, false, add(begin + 2, true, zero));
     }
+    const int32_t end = begin + kBlock < count ? begin + kBlock : count;
+    V block = zero;
+    for (int32_t i = begin; i < end; ++i) block = add(i, i == begin, block);
+    return block;
+  };
+  V sum = block_from(0);
+  if constexpr (kCount == 0) {
+    V rest = zero;
+    for (int32_t begin = kBlock; begin < count; begin += kBlock) {
+      const V block = block_from(begin), next = sum + block;
+      if constexpr (kIsWide) {
+        const V added = next - sum;
+        rest = rest + ((sum - (next - added)) + (block - added));
+      }
+      sum = next;
+    }
+    if constexpr (kIsWide) sum = sum + rest.if_number();
   }
   return sum;
 }
@@ -139,7 +155,7 @@ MSR_INLINE void combine_run(const CombineArgs<typename vec_t::acc_t>& args, int6
   }
   for_each_lane_block<vec_t, !kGated && !has_bits(kKind), S, T>(length, [&](auto lane, int64_t k) {
     using V = decltype(lane);
-    V sum = sum_in_blocks<kCount>(count, V::broadcast(0), [&](int32_t i, bool first, V before) {
+    V sum = sum_in_blocks<kCount, S>(count, V::broadcast(0), [&](int32_t i, bool first, V before) {
       V value = V::load((kCount > 0 ? rows[i] : all_rows[i] + offset) + k);
       if constexpr (kGated) {
         const uint8_t* gate = kCount > 0 ? gates[i] : all_gates[i] + gate_offset;
@@ -195,10 +211,10 @@ MSR_INLINE acc_t column_sum(const Taps<acc_t>& taps, int64_t column, const S* ro
   using V = Scalar<acc_t>;
   const acc_t* weights = taps.weights + taps.start[column];
   const S* from = row + taps.first[column];
-  return sum_in_blocks<0>(taps.count[column], V{0},
-                          [&](int32_t t, bool, V before) {
-                            return V::load(from + t).times_plus({weights[t]}, before);
-                          })
+  return sum_in_blocks<0, S>(taps.count[column], V{0},
+                             [&](int32_t t, bool, V before) {
+                               return V::load(from + t).times_plus({weights[t]}, before);
+                             })
       .v;
 }
 
@@ -316,7 +332,7 @@ MSR_INLINE void pixel(const PixelSource<typename vec_t::acc_t>& source, int64_t 
   for (int i = 0; i < kCount; ++i) weights[i] = factor * taps[i];
   for_each_lane_block<vec_t, !has_bits(kKind), S, T>(channels, [&](auto lane, int64_t c) {
     using V = decltype(lane);
-    V sum = sum_in_blocks<kCount>(count, V::broadcast(0), [&](int32_t t, bool first, V before) {
+    V sum = sum_in_blocks<kCount, S>(count, V::broadcast(0), [&](int32_t t, bool first, V before) {
       const V value = V::load(from + t * row_stride + c);
       const V weight = V::broadcast(kCount > 0 ? weights[t] : factor * taps[t]);
       return first ? value * weight : value.times_plus(weight, before);

@@ -68,7 +68,10 @@ struct Scalar {
     store_narrow(v, to);
   }
   MSR_INLINE Scalar operator+(Scalar other) const { return {v + other.v}; }
+  MSR_INLINE Scalar operator-(Scalar other) const { return {v - other.v}; }
   MSR_INLINE Scalar operator*(Scalar other) const { return {v * other.v}; }
+  // Zero where it is NaN.
+  MSR_INLINE Scalar if_number() const { return {v == v ? v : value_t(0)}; }
   // this * factor + term
   MSR_INLINE Scalar times_plus(Scalar factor, Scalar term) const {
 #if defined(MSR_ISA_AVX2) || defined(MSR_ISA_AVX512)
@@ -124,7 +127,11 @@ struct Vec {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrow(to));
   }
   MSR_INLINE Vec operator+(Vec other) const { return {_mm512_add_ps(v, other.v)}; }
+  MSR_INLINE Vec operator-(Vec other) const { return {_mm512_sub_ps(v, other.v)}; }
   MSR_INLINE Vec operator*(Vec other) const { return {_mm512_mul_ps(v, other.v)}; }
+  MSR_INLINE Vec if_number() const {
+    return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(v, v, _CMP_ORD_Q), v)};
+  }
   MSR_INLINE Vec times_plus(Vec factor, Vec term) const {
     return {_mm512_fmadd_ps(v, factor.v, term.v)};
   }
@@ -202,7 +209,9 @@ struct Vec {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), narrow(to));
   }
   MSR_INLINE Vec operator+(Vec other) const { return {_mm256_add_ps(v, other.v)}; }
+  MSR_INLINE Vec operator-(Vec other) const { return {_mm256_sub_ps(v, other.v)}; }
   MSR_INLINE Vec operator*(Vec other) const { return {_mm256_mul_ps(v, other.v)}; }
+  MSR_INLINE Vec if_number() const { return {_mm256_and_ps(v, _mm256_cmp_ps(v, v, _CMP_ORD_Q))}; }
   MSR_INLINE Vec times_plus(Vec factor, Vec term) const {
     return {_mm256_fmadd_ps(v, factor.v, term.v)};
   }
@@ -347,7 +356,9 @@ struct Vec {
     for (int i = 0; i < kLanes; ++i) to[i] = Narrow<T>::from(v[i]);
   }
   MSR_INLINE Vec operator+(Vec other) const { return {v + other.v}; }
+  MSR_INLINE Vec operator-(Vec other) const { return {v - other.v}; }
   MSR_INLINE Vec operator*(Vec other) const { return {v * other.v}; }
+  MSR_INLINE Vec if_number() const { return masked(v == v); }
   MSR_INLINE Vec times_plus(Vec factor, Vec term) const { return {v * factor.v + term.v}; }
   static MSR_INLINE Ints load_ints(const uint8_t* from) {
     return Ints{from[0], from[1], from[2], from[3]};

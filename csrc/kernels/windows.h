@@ -169,6 +169,18 @@ MSR_HOST_DEVICE double window_value(const Axis& axis, const Window& window, int3
   return value;
 }
 
+// A sum, and what rounding takes from it (Knuth's TwoSum).
+struct ExactSum {
+  double sum = 0, lost = 0;
+
+  MSR_HOST_DEVICE void add(double value) {
+    const double before = sum;
+    sum += value;
+    const double added = sum - before;
+    lost += (before - (sum - added)) + (value - added);
+  }
+};
+
 // The narrowed weight that is the largest of a row, the first of equal ones.
 template <typename acc_t>
 struct Largest {
@@ -214,21 +226,21 @@ MSR_HOST_DEVICE void write_weights(const Axis& axis, const Window& window, const
     }
     divisor = team.sum(part);
   }
-  double part = 0;
+  ExactSum part;
   Largest<acc_t> largest{0, count};
   for (int32_t i = team.lane(); i < count; i += team.lanes()) {
     const double value = normalised ? team.kept(i, evaluate) : evaluate(i);
     const auto weight = static_cast<acc_t>(value / divisor);
     weights[i] = weight;
-    part += static_cast<double>(weight);
+    part.add(static_cast<double>(weight));
     if (weight > largest.weight) largest = {weight, i};
   }
   if (!sums_to_one(axis.rule)) return;
-  const double sum = team.sum(part);
+  const double sum = team.sum(part.sum), lost = team.sum(part.lost);
   largest = team.largest(largest);
   // Whoever wrote it also adds to it.
   if (largest.index < count && largest.index % team.lanes() == team.lane())
-    weights[largest.index] += static_cast<acc_t>(1.0 - sum);
+    weights[largest.index] += static_cast<acc_t>((1.0 - sum) - lost);
 }
 
 // No window of the axis would have more sources than this, were there no borders.
