@@ -143,15 +143,6 @@ def classifier(setting: Setting, out: Path) -> nn.Module:
     return load_network(out / "last.safetensors")[0]
 
 
-def overlaps(first: Tensor, second: Tensor) -> Tensor:
-    """Intersection over union of each box of ``[K, 4]`` with each of ``[L, 4]``: ``[K, L]``."""
-    corner = torch.maximum(first[:, None, :2], second[None, :, :2])
-    other = torch.minimum(first[:, None, 2:], second[None, :, 2:])
-    common = (other - corner).clamp(min=0).prod(2)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (first, second)]
-    return common / (areas[0][:, None] + areas[1][None] - common)
-
-
 def average_precision(
     found: Sequence[Boxes], truth: Sequence[Boxes], label: int, least: float = _LEAST_IOU
 ) -> float:
@@ -173,6 +164,9 @@ def average_precision(
     Source: Everingham et al. 2015, "The PASCAL Visual Object Classes Challenge: A Retrospective",
     with the area under all points, as from 2010 on.
     """
+    import torchvision_on_cpu  # noqa: F401
+    from torchvision.ops import box_iou
+
     scores: list[float] = []
     right: list[bool] = []
     count = 0
@@ -182,7 +176,7 @@ def average_precision(
         mine = ours.labels == label
         order = ours.scores[mine].argsort(descending=True, stable=True)
         taken = [False] * len(targets)
-        for overlap in overlaps(ours.boxes[mine][order], targets):
+        for overlap in box_iou(ours.boxes[mine][order], targets):
             best = int(overlap.argmax()) if len(targets) else -1
             good = best >= 0 and float(overlap[best]) >= least and not taken[best]
             if good:

@@ -56,11 +56,11 @@ class Contender:
     operations: int
 
 
-def operations(network: nn.Module, size: int) -> int:
-    """Multiply-adds of convolutions and linear layers for one image, without the resampling."""
+def operations(network: nn.Module, *shape: int) -> int:
+    """Multiply-adds of convolutions and linear layers for one item, without the resampling."""
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        network.eval()(torch.zeros(1, 3, size, size))
+        network.eval()(torch.zeros(1, *shape))
     return int(counter.get_total_flops()) // 2
 
 
@@ -68,7 +68,7 @@ def contender(name: str, config: Config) -> Contender:
     """A contender, its cost counted."""
     network = build_network(config, _CLASSES)
     parameters = sum(p.numel() for p in network.parameters())
-    return Contender(name, config, parameters, operations(network, config.image_size))
+    return Contender(name, config, parameters, operations(network, 3, *[config.image_size] * 2))
 
 
 def contenders(config: Config) -> list[Contender]:

@@ -20,6 +20,7 @@ import importlib.util
 import pathlib
 import sys
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +28,7 @@ _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
+_ROWS = 256  # of boxes that are compared with all at once
 
 
 def nms(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -43,16 +45,19 @@ def nms(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     order = scores.argsort(descending=True, stable=True)
     x1, y1, x2, y2 = dets[order].unbind(1)
     area = (x2 - x1) * (y2 - y1)
-    alive = torch.ones(len(order), dtype=torch.bool)
+    alive = np.ones(len(order), np.bool_)
     kept = []
-    for i in range(len(order)):
-        if not alive[i]:
-            continue
-        kept.append(i)
-        width = (torch.minimum(x2[i], x2) - torch.maximum(x1[i], x1)).clamp_(min=0)
-        height = (torch.minimum(y2[i], y2) - torch.maximum(y1[i], y1)).clamp_(min=0)
+    for first in range(0, len(order), _ROWS):
+        rows = first + alive[first : first + _ROWS].nonzero()[0]
+        chosen = torch.from_numpy(rows)[:, None]
+        width = (torch.minimum(x2[chosen], x2) - torch.maximum(x1[chosen], x1)).clamp_(min=0)
+        height = (torch.minimum(y2[chosen], y2) - torch.maximum(y1[chosen], y1)).clamp_(min=0)
         overlap = width * height
-        alive &= overlap <= iou_threshold * (area[i] + area - overlap)
+        beside = (overlap <= iou_threshold * (area[chosen] + area - overlap)).numpy()
+        for i, others in zip(rows.tolist(), beside, strict=True):
+            if alive[i]:
+                kept.append(i)
+                alive &= others
     return order[torch.tensor(kept, dtype=torch.int64)]
 
 

@@ -28,6 +28,10 @@ def _unsupported(device: str) -> list[str]:
         reasons.append("a torch.func transform is active")
     if forward_ad._current_level >= 0:
         reasons.append("forward-mode AD is active")
+    # The exporter traces or compiles, which can be asked faster than itself.
+    captured = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined]
+    if captured and torch.onnx.is_in_onnx_export():
+        reasons.append("ONNX has no operators of msr_cuda's")
     return reasons
 
 

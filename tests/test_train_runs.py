@@ -18,14 +18,19 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, require_or_skip
+from conftest import require_or_skip
 from torch import Tensor, nn
 from training import (
     COLOURS,
+    QUIET,
     assert_same_run,
+    environment,
     image_folder,  # noqa: F401
     mask_folder,  # noqa: F401
+    one_thread,  # noqa: F401
     tiny,
+    toml,
+    trainer,
     weights,
 )
 
@@ -35,20 +40,7 @@ from msr_cuda.train import Config, Confusion, TrainingError, checkpoint, load_ne
 from msr_cuda.train._errors import require
 from msr_cuda.train.data import open_data
 from msr_cuda.train.networks import normalized
-from msr_cuda.train.processes import Processes
-from msr_cuda.train.progress import Console
 from msr_cuda.train.trainer import BEST, LAST, STATE, Trainer, _deterministic
-
-QUIET = Console(silent=True)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    """Sums over threads may be in another order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -62,17 +54,6 @@ def whole_run(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> C
 
 def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "msr_cuda", "train", *words]
-
-
-def toml(config: Config) -> str:
-    path = Path(config.out + ".toml")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(config.to_toml(), encoding="utf-8")
-    return str(path)
-
-
-def environment() -> dict[str, str]:
-    return dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
 
 
 # What a run writes
@@ -142,9 +123,9 @@ def test_the_best_checkpoint_is_that_of_the_best_epoch(
     kept = []
     original = checkpoint.save_weights
 
-    def record(path: Path, network: nn.Module, *rest: Any) -> None:
-        original(path, network, *rest)
-        kept.append((path.name, {k: v.clone() for k, v in network.state_dict().items()}))
+    def record(path: Path, weights: dict[str, Tensor], *rest: Any) -> None:
+        original(path, weights, *rest)
+        kept.append((path.name, {k: v.clone() for k, v in weights.items()}))
 
     monkeypatch.setattr(checkpoint, "save_weights", record)
     config = tiny(image_folder, tmp_path / "out", epochs=3)
@@ -194,10 +175,6 @@ def test_a_missing_package_is_named() -> None:
 
 
 # The parts of a step
-
-
-def trainer(config: Config) -> Trainer:
-    return Trainer(config, Processes(torch.device("cpu")), QUIET)
 
 
 def test_learning_rate_and_average(image_folder: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -616,40 +593,6 @@ def test_weights_that_do_not_fit(
     assert message in written
     assert "Traceback" not in written
     assert not Path(config.out).exists()
-
-
-# Several processes
-
-
-def test_two_processes_give_what_one_gives(
-    image_folder: Path,  # noqa: F811
-    tmp_path: Path,
-) -> None:
-    """The same images a step; batch norms see half of them each, which is the noise."""
-    options = dict(image_size=64, batch_size=24, epochs=3, lr=0.02, dropout=0.0, ema=0.0)
-    alone = tiny(image_folder, tmp_path / "alone", **options)
-    begun = {k: v.clone() for k, v in trainer(alone).network.state_dict().items()}
-    one = train(alone, console=QUIET)
-    pair = tiny(image_folder, tmp_path / "pair", **options)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    words = [*launcher, "2", "-m", "msr_cuda", "train", "--config", toml(pair)]
-    done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("# classification") == 1  # of two processes, one speaks
-    rows = Path(pair.out, "metrics.csv").read_text().splitlines()[1:]
-    losses = [float(row.split(",")[1]) for row in rows]
-    assert losses == pytest.approx([row["train_loss"] for row in one.history], rel=0.15)
-    # The last layer, for batch norms behind it turn the noise into other gradients.
-    steps = [(weights(c)["fc.weight"] - begun["fc.weight"]).flatten() for c in (pair, alone)]
-    assert torch.cosine_similarity(*steps, dim=0) > 0.8
-    # Sums of gradients in place of means would double it.
-    assert steps[0].norm().item() == pytest.approx(steps[1].norm().item(), rel=0.4)
-
-
-def test_a_batch_has_to_be_shared_evenly(image_folder: Path, tmp_path: Path) -> None:  # noqa: F811
-    config = tiny(image_folder, tmp_path / "out")
-    with pytest.raises(TrainingError, match="expected a multiple of the 3 processes, got 8"):
-        Trainer(config, Processes(torch.device("cpu"), 0, 3), QUIET)
 
 
 # Metrics

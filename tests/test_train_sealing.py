@@ -89,7 +89,7 @@ def weights(tmp_path: Path) -> Path:
     config = Config(width=8, scales=(1.0,))
     torch.manual_seed(0)
     path = tmp_path / "best.safetensors"
-    checkpoint.save_weights(path, build_network(config, 3), config, ["a", "b", "c"])
+    checkpoint.save_weights(path, build_network(config, 3).state_dict(), config, ["a", "b", "c"])
     return path
 
 

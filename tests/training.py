@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import require_or_skip
+from conftest import ROOT, require_or_skip
 from torch import Tensor
 
 from msr_cuda.train import Config, checkpoint
-from msr_cuda.train.trainer import LAST
+from msr_cuda.train.processes import Processes
+from msr_cuda.train.progress import Console
+from msr_cuda.train.trainer import LAST, Trainer
 
+QUIET = Console(silent=True)
 COLOURS = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    """Sums over threads may be in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -66,6 +79,11 @@ def tiny(data: Path, out: Path, **options: Any) -> Config:
     return Config(**{**defaults, **options})
 
 
+def trainer(config: Config) -> Trainer:
+    """Of one process."""
+    return Trainer(config, Processes(torch.device("cpu")), QUIET)
+
+
 def weights(config: Config, name: str = LAST) -> dict[str, Tensor]:
     """The tensors of a run's checkpoint."""
     return checkpoint.read_weights(Path(config.out) / name)[0]
@@ -78,3 +96,16 @@ def assert_same_run(one: Config, other: Config) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
     files = [Path(config.out, "metrics.csv").read_text() for config in (one, other)]
     assert files[0] == files[1]
+
+
+def toml(config: Config) -> str:
+    """The path of a file with a configuration, beside the run's folder."""
+    path = Path(config.out + ".toml")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(config.to_toml(), encoding="utf-8")
+    return str(path)
+
+
+def environment() -> dict[str, str]:
+    """Of a process that trains."""
+    return dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")

@@ -211,7 +211,19 @@ class MultiScaleEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """The fused maps of the stages ``out_indices``."""
-        by_scale = self.by_scale(x)
+        return self._fused(self.by_scale(x))
+
+    def forward_jointly(self, images: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Of each of several batches, which may differ in size, what :meth:`forward` gives.
+
+        In training, batch norms of the trunk take their statistics over all of them together.
+        """
+        pyramids = [self.pyramid(x) for x in images]
+        levels = [level for pyramid in pyramids for level in pyramid]
+        by_scale = iter(self.trunk.forward_levels(levels, self.out_indices))
+        return [self._fused([next(by_scale) for _ in pyramid]) for pyramid in pyramids]
+
+    def _fused(self, by_scale: list[list[Tensor]]) -> list[Tensor]:
         if len(by_scale) == 1:
             return by_scale[0]
         stages = [list(maps) for maps in zip(*by_scale, strict=True)]

@@ -19,6 +19,7 @@ from .. import functional
 from ..nn import ResampleSum
 from ..nn._layers import convolution
 from ._features import encoder_dims, feature_info
+from .resnet import MultiScaleEncoder
 
 _CORRELATE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -61,7 +62,9 @@ class SiameseTracker(nn.Module):
 
     :math:`t_k` and :math:`s_k` are the maps of template and image at stage k, through a 1×1
     convolution and scaled to unit length at each position. Responses are resampled to that of the
-    finest stage.
+    finest stage. In training, the batch norms of a :class:`MultiScaleEncoder`'s trunk take their
+    statistics over templates and images together, so that both go through one function, as they do
+    in evaluation; other encoders are called on one after the other.
 
     Args:
         encoder: gives a list of maps, finest first, and has ``feature_info``:
@@ -92,19 +95,28 @@ class SiameseTracker(nn.Module):
 
     def embed(self, x: Tensor) -> list[Tensor]:
         """The maps that are compared; a template's are computed once for a whole video."""
-        maps = zip(self.adjust, self.encoder(x), strict=True)
-        return [F.normalize(adjust(map_), dim=1) for adjust, map_ in maps]
+        return self._adjusted(self.encoder(x))
 
     def respond(self, template: list[Tensor], image: Tensor) -> Tensor:
         """The logits for an embedded template."""
-        pairs = zip(template, self.embed(image), strict=True)
-        responses = [cross_correlation(t, s) for t, s in pairs]
-        merged: Tensor = self.merge(responses)
-        return merged * self.gain + self.bias
+        return self._correlated(template, self.embed(image))
 
     def forward(self, template: Tensor, image: Tensor) -> Tensor:
         """The logits: how well the template fits at each place of the image."""
+        if self.training and isinstance(self.encoder, MultiScaleEncoder):
+            maps = self.encoder.forward_jointly([template, image])
+            return self._correlated(*[self._adjusted(each) for each in maps])
         return self.respond(self.embed(template), image)
+
+    def _adjusted(self, maps: list[Tensor]) -> list[Tensor]:
+        pairs = zip(self.adjust, maps, strict=True)
+        return [F.normalize(adjust(map_), dim=1) for adjust, map_ in pairs]
+
+    def _correlated(self, template: list[Tensor], image: list[Tensor]) -> Tensor:
+        pairs = zip(template, image, strict=True)
+        responses = [cross_correlation(t, s) for t, s in pairs]
+        merged: Tensor = self.merge(responses)
+        return merged * self.gain + self.bias
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """The mean logistic loss.

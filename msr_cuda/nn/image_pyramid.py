@@ -38,7 +38,8 @@ def check_scales(name: str, scales: Sequence[float]) -> tuple[float, ...]:
 
 def scaled_size(size: Sequence[int], scale: float) -> tuple[int, ...]:
     """Each number times ``scale``, to the nearest integer (half up), at least 1."""
-    return tuple(max(1, int(n * scale + 0.5)) for n in size)
+    # Not int(), which would make a number of what is a symbol while a graph is captured.
+    return tuple(max(1, torch.sym_int(n * scale + 0.5)) for n in size)
 
 
 def gaussian_blur(x: Tensor, sigma: float) -> Tensor:

@@ -24,6 +24,7 @@ examples:
   python -m msr_cuda train --config run.toml --epochs 20
   python -m msr_cuda train --resume --out runs/train
   torchrun --nproc-per-node 2 -m msr_cuda train --task segmentation
+  torchrun --nproc-per-node 8 -m msr_cuda train --fsdp --model resnet50 --width 64
 """
 
 
@@ -73,8 +74,9 @@ def _configuration(arguments: argparse.Namespace) -> Any:
         return config
     before = config_of_run(config.out)
     asked = config.to_dict()
-    # The folder may have been moved, and another machine may have other devices.
-    free = {"out", "device", "workers"}
+    # The folder may have been moved, and another machine may have other devices. A state is the
+    # same whether parameters were shared out or not.
+    free = {"out", "device", "workers", "fsdp"}
     for name, value in before.to_dict().items():
         if name in values and name not in free and asked[name] != value:
             raise TrainingError(

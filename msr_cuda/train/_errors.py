@@ -11,11 +11,12 @@ class DataError(TrainingError):
     """The data are not as they have to be."""
 
 
-def require(module: str) -> None:
-    """Raises unless an optional package can be imported."""
+def require(module: str, advice: str = "") -> None:
+    """Raises unless an optional package can be imported; ``advice`` is for one of an example."""
     import importlib.util
 
     if importlib.util.find_spec(module) is None:
         raise TrainingError(
-            f"{module} is not installed; all that training needs: pip install 'msr-cuda[train]'"
+            advice
+            or f"{module} is not installed; all that training needs: pip install 'msr-cuda[train]'"
         )

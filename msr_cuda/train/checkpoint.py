@@ -49,19 +49,16 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise TrainingError(f"{path} cannot be written: {error.strerror}{kept}") from error
 
 
-def save_weights(path: Path, network: nn.Module, config: Config, classes: list[str]) -> None:
+def save_weights(
+    path: Path, weights: Mapping[str, Tensor], config: Config, classes: list[str]
+) -> None:
     """Writes a network's weights, and what :func:`load_network` needs to build it."""
     from safetensors.torch import save
 
     # In channels_last, tensors are not contiguous, and the format knows no strides.
-    tensors = {name: value.detach().cpu().contiguous() for name, value in state_of(network).items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     description = json.dumps({"config": config.to_dict(), "classes": classes})
     write_atomically(path, save(tensors, {_DESCRIPTION: description}))
-
-
-def state_of(network: nn.Module) -> dict[str, Tensor]:
-    """The network's tensors by name."""
-    return dict(network.state_dict())
 
 
 def load_network(
@@ -158,7 +155,7 @@ def load_exactly(network: nn.Module, tensors: Mapping[str, Tensor], source: str)
     Raises:
         TrainingError: a tensor is missing, unknown or of another shape; the first few are named.
     """
-    own = state_of(network)
+    own = network.state_dict()
     wrong = [f"{name} is missing" for name in own if name not in tensors]
     wrong += [f"{name} is unknown" for name in tensors if name not in own]
     wrong += [

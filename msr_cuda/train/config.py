@@ -74,6 +74,7 @@ class Config:
     channels_last: bool = _option(False, "memory layout of the network and the images")
     deterministic: bool = _option(False, "only deterministic algorithms, also on CUDA")
     workers: int = _option(0, "processes that load data, for each training process")
+    fsdp: bool = _option(False, "share parameters out over the processes of torchrun, by FSDP2")
     seed: int = _option(0, "of everything random")
     log_steps: int = _option(10, "after how many steps the loss is looked at")
     save_steps: int = _option(0, "after how many steps the state is saved; 0: after epochs only")
@@ -97,6 +98,10 @@ class Config:
                 raise TrainingError(f"{name}: expected less than 1, got {value}")
         if self.fusion == "mixture" and self.task != "classification":
             raise TrainingError(f"fusion: mixture is for classification, not for {self.task}")
+        if self.fsdp and self.channels_last:
+            raise TrainingError(
+                "fsdp: PyTorch's fully_shard takes contiguous weights only, got channels_last"
+            )
         if not self.scales or not all(s > 0 for s in self.scales):
             raise TrainingError(f"scales: expected positive numbers, got {self.scales}")
         if len(self.digit_sizes) != 2 or not 0 < self.digit_sizes[0] <= self.digit_sizes[1] <= 1:

@@ -262,11 +262,17 @@ def training_batches(
 def validation_batches(
     data: Data, config: Config, rank: int, world_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of a process's share of the images for validation; no image comes twice."""
+    """The batches of a process's share of the images for validation; no image comes twice.
+
+    All processes get as many: where images run out, the last batch is empty.
+    """
     size = max(1, config.batch_size // world_size)
     share = range(rank, len(data.val), world_size)
     batches = [list(share[i : i + size]) for i in range(0, len(share), size)]
-    return _load(data.val, batches, config)
+    yield from _load(data.val, batches, config)
+    if len(batches) < -(-len(data.val) // (size * world_size)):
+        image, target = data.val[0]
+        yield image.new_empty(0, *image.shape), target.new_empty(0, *target.shape)
 
 
 def _load(

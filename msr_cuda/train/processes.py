@@ -40,6 +40,11 @@ class Processes:
             dist.all_reduce(values)
         return values
 
+    def spread(self, values: Tensor) -> None:
+        """Replaces a tensor by that of the first process."""
+        if self.size > 1:
+            dist.broadcast(values, 0)
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.size > 1:
@@ -49,6 +54,8 @@ class Processes:
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[Processes]:
     """Joins the other processes, if ``torchrun`` started this one; leaves them at the end.
+
+    Processes that have joined before stay together.
 
     Args:
         device: ``"auto"``: CUDA where there is some; with an index of its own for each process.
@@ -63,13 +70,16 @@ def joined(device: str) -> Iterator[Processes]:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise TrainingError(f"device {device}: {str(error).splitlines()[0]}") from error
-    if not dist.is_available() or not dist.is_torchelastic_launched():
+    if not dist.is_available() or not (dist.is_initialized() or dist.is_torchelastic_launched()):
         yield Processes(chosen)
         return
     if device == "cuda":
         chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+    if dist.is_initialized():
+        yield Processes(chosen, dist.get_rank(), dist.get_world_size())
+        return
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield Processes(chosen, dist.get_rank(), dist.get_world_size())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from . import checkpoint
 from .config import Config
@@ -101,15 +103,20 @@ def _pictures(out: Path, outcome: Outcome) -> list[str]:
     names = [save(figure, CURVES)]
 
     assert outcome.confusion is not None
-    counts = outcome.confusion.counts.double()
-    shares = (counts / counts.sum(1, keepdim=True)).nan_to_num()
     side = 2 + 0.4 * len(outcome.classes)
     figure = Figure(figsize=(side + 1, side))
-    axes = figure.subplots()
-    image = axes.imshow(shares.numpy(), vmin=0, vmax=1, cmap="Blues")
-    axes.set_xticks(range(len(outcome.classes)), outcome.classes, rotation=90)
-    axes.set_yticks(range(len(outcome.classes)), outcome.classes)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
+    image = draw_confusion(figure.subplots(), outcome.confusion, outcome.classes)
     figure.colorbar(image, label="share of the class")
     return [*names, save(figure, CONFUSION)]
+
+
+def draw_confusion(axes: Any, confusion: Confusion, classes: Sequence[str]) -> Any:
+    """The shares of each class, a row, into Matplotlib's axes; returns Matplotlib's image."""
+    counts = confusion.counts.double()
+    shares = (counts / counts.sum(1, keepdim=True)).nan_to_num()
+    image = axes.imshow(shares.numpy(), vmin=0, vmax=1, cmap="Blues")
+    axes.set_xticks(range(len(classes)), classes, rotation=90)
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    return image

@@ -9,7 +9,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,8 @@ class Trainer:
                 f"batch_size: expected a multiple of the {processes.size} processes, got "
                 f"{config.batch_size}"
             )
+        if config.fsdp and processes.size == 1:
+            raise TrainingError("fsdp: expected several processes, started by torchrun, got one")
         self.config = config
         self.processes = processes
         self.console = console
@@ -110,6 +112,14 @@ class Trainer:
             self.average = AveragedModel(
                 self.network, multi_avg_fn=self._average_step, use_buffers=True
             )
+        if state is not None:
+            self._restore_weights(state)
+        if config.fsdp:
+            from .sharding import share_out
+
+            share_out(self.network, processes)
+            if self.average is not None:
+                share_out(self.average.module, processes)
         self.optimizer = _optimizer(self.network, config)
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=config.amp == "float16")
         _, self.steps_per_epoch = training_batches(
@@ -130,7 +140,7 @@ class Trainer:
         self.wrapped: nn.Module = self.network
         if config.compile:
             self.network.compile()
-        if processes.size > 1:
+        if processes.size > 1 and not config.fsdp:
             self.wrapped = DistributedDataParallel(self.network)
 
     # The loop
@@ -253,6 +263,9 @@ class Trainer:
     def _validate(self) -> tuple[float, Confusion]:
         network: nn.Module = self.network if self.average is None else self.average.module
         network.eval()
+        for buffer in network.buffers():
+            # Each has statistics of its own images; those of the first are what is saved.
+            self.processes.spread(buffer)
         classes = len(self.data.classes)
         sums = torch.zeros(classes**2 + 1, dtype=torch.float64)  # counts are exact to 2^53
         for images, targets in validation_batches(
@@ -299,12 +312,25 @@ class Trainer:
     def _average_step(self, averaged: Tensors, current: Tensors, count: Tensor | int) -> None:
         """The moving average of weights, over fewer steps at the beginning."""
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        if self.config.fsdp:  # parameters are shared out, buffers are not
+            from .sharding import own_part
+
+            averaged, current = ([own_part(x) for x in tensors] for tensors in (averaged, current))
         get_ema_multi_avg_fn(decay)(averaged, current, count)
 
     # Files
 
+    def _whole(self, values: dict[str, Any]) -> dict[str, Any]:
+        """With whole tensors, for which all processes are needed."""
+        if not self.config.fsdp:
+            return values
+        from .sharding import whole
+
+        found: dict[str, Any] = whole(values)
+        return found
+
     def _state(self) -> dict[str, Any]:
-        return {
+        state = {
             "layout": _LAYOUT,
             "config": self.config.to_dict(),
             "classes": self.data.classes,
@@ -320,10 +346,11 @@ class Trainer:
             "confusion": None if self.confusion is None else self.confusion.counts,
             "best": self.best,
         }
+        return self._whole(state)
 
-    def _check_weights(self) -> None:
+    def _check_weights(self, weights: Mapping[str, Tensor]) -> None:
         """The last step's loss was finite, but what it made of the weights may not be."""
-        for name, value in self.network.state_dict().items():
+        for name, value in weights.items():
             if not value.isfinite().all():
                 raise TrainingError(
                     f"{name} is not finite after step {self.step}: training stops, and the "
@@ -331,27 +358,34 @@ class Trainer:
                 )
 
     def _save_state(self) -> None:
+        state = self._state()
         if self.processes.is_first:
-            self._check_weights()
-            checkpoint.save_state(self.out / STATE, self._state())
+            self._check_weights(state["network"])
+            checkpoint.save_state(self.out / STATE, state)
 
     def _save_epoch(self, improved: bool) -> None:
         """Weights before the state: a state never claims more than there is."""
+        state = self._state()
         if not self.processes.is_first:
             return
-        self._check_weights()
-        network = self.network if self.average is None else self.average.module
+        self._check_weights(state["network"])
+        weights = state["network"]
+        if self.average is not None:
+            prefix = "module."
+            averages = [(n, v) for n, v in state["average"].items() if n.startswith(prefix)]
+            weights = {name.removeprefix(prefix): value for name, value in averages}
         for name in (LAST, BEST) if improved else (LAST,):
-            checkpoint.save_weights(self.out / name, network, self.config, self.data.classes)
+            checkpoint.save_weights(self.out / name, weights, self.config, self.data.classes)
         table = io.StringIO(newline="")
         writer = csv.DictWriter(table, list(self.history[0]))
         writer.writeheader()
         writer.writerows(self.history)
         checkpoint.write_atomically(self.out / "metrics.csv", table.getvalue().encode())
-        self._save_state()
+        checkpoint.save_state(self.out / STATE, state)
         scalars_to_tensorboard(self.out, self.history[-1])
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _restore_weights(self, state: dict[str, Any]) -> None:
+        """Before parameters are shared out over processes."""
         if state.get("layout") != _LAYOUT:
             raise TrainingError(f"{self.out / STATE}: of another version of this program")
         if state["classes"] != self.data.classes:
@@ -359,16 +393,24 @@ class Trainer:
                 f"{self.config.data}: expected the classes {state['classes']} of the run, got "
                 f"{self.data.classes}"
             )
+        source = str(self.out / STATE)
+        checkpoint.load_exactly(self.network, state["network"], source)
+        if self.average is not None:
+            checkpoint.load_exactly(self.average, state["average"], source)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """What :meth:`_restore_weights` does not."""
         if state["steps_per_epoch"] != self.steps_per_epoch:
             raise TrainingError(
                 f"{self.config.data}: expected the {state['steps_per_epoch']} steps an epoch of "
                 f"the run, got {self.steps_per_epoch}: the images or the processes are not as many"
             )
-        source = str(self.out / STATE)
-        checkpoint.load_exactly(self.network, state["network"], source)
-        if self.average is not None:
-            checkpoint.load_exactly(self.average, state["average"], source)
-        self.optimizer.load_state_dict(state["optimizer"])
+        if self.config.fsdp:
+            from .sharding import load_optimizer
+
+            load_optimizer(self.optimizer, state["optimizer"])
+        else:
+            self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
