@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT / "build_tools"))
 
 import count_kernels  # noqa: E402 (it lies in build_tools)
 import toolchain  # noqa: E402
-from plan import Plan, make_plan  # noqa: E402
+from plan import INSTALL, Plan, make_plan  # noqa: E402
 
 TORCH_TARGET = "0x020a000000000000"  # the oldest torch the binary loads into: 2.10
 PYTHON_TARGET = "0x030a0000"  # and Python: 3.10
@@ -230,7 +230,10 @@ def make_commands(plan: Plan, base: type[setuptools_build_ext]) -> dict[str, typ
                 super().build_extensions()
             except Exception as error:
                 if plan.asked != "auto":
-                    sys.exit(f"msr_cuda: the extension did not compile, see above ({error})")
+                    sys.exit(
+                        f"msr_cuda: the extension did not compile, see above ({error}). If memory "
+                        f"ran out: MAX_JOBS=1 MSR_CUDA_BUILD={plan.asked} {INSTALL}"
+                    )
                 reason = f"the extension did not compile ({type(error).__name__}: {error})"
                 say(f"installing pure Python, no kernels: {reason}")
                 for extension in self.extensions:
