@@ -77,12 +77,15 @@ def _keep_torch() -> None:
         return
     from plan import OLDEST_TORCH  # beside this file, which the front end puts on the path
 
-    if not _has("torch", OLDEST_TORCH):
-        oldest = ".".join(map(str, OLDEST_TORCH))
+    oldest = ".".join(map(str, OLDEST_TORCH))
+    # To pip 2.10.0a0 is older than 2.10; containers have such builds.
+    earlier = re.match(rf"{re.escape(oldest)}(\.0)*\.?(a|b|rc|dev)\d", found)
+    if earlier or not _has("torch", OLDEST_TORCH):
         sys.exit(
             f"msr_cuda: needs torch >= {oldest}; found: torch {found}, which pip would replace by "
             "the newest there is, perhaps for another CUDA version. To update it, then install: "
-            f"python -m pip install 'torch>={oldest}' && python -m pip install ."
+            f"python -m pip install 'torch>={oldest}' && python -m pip install . "
+            "To keep it: python -m pip install --no-build-isolation --no-deps ."
         )
 
 

@@ -53,10 +53,14 @@ def installs() -> str:
     for path in sorted(RESULTS.glob(f"*/{install_cases.NAME}"), reverse=True):
         content = json.loads(path.read_text(encoding="utf-8"))
         jobs = content["measured"]["MAX_JOBS"]
+        tried = {row["case"] for row in content["cases"]}
+        left = [case.about for case in install_cases.CASES if case.name not in tried]
         parts += [
             f"{heading(content)}; MAX_JOBS {jobs}; by `{content['command']}`.",
             install_cases.table(content["cases"]),
         ]
+        if left:
+            parts.append(f"Not tried in that run: {'; '.join(left)}.")
     return "\n\n".join(parts)
 
 

@@ -610,16 +610,19 @@ def test_backend_asks_for_what_is_missing_and_never_for_torch(monkeypatch, insta
 @needs_checkout
 def test_backend_stops_where_pip_would_replace_torch(monkeypatch, build_tools):
     backend = load(build_tools / "backend.py")
-    versions = {"setuptools": "80.9.0", "ninja": "1.13", "torch": "2.9.1+cu128"}
+    versions = {"setuptools": "80.9.0", "ninja": "1.13"}
     monkeypatch.setattr(backend.metadata, "version", versions.__getitem__)
-    with pytest.raises(SystemExit) as stopped:
-        backend.get_requires_for_build_wheel()
-    assert str(stopped.value) == (
-        "msr_cuda: needs torch >= 2.10; found: torch 2.9.1+cu128, which pip would replace by the "
-        "newest there is, perhaps for another CUDA version. To update it, then install: "
-        "python -m pip install 'torch>=2.10' && python -m pip install ."
-    )
-    for version in ("2.10.0", "2.13.0+cpu", "3.0.0a0+git1234567"):
+    for version in ("2.9.1+cu128", "2.10.0a0+b4e4ee8.nv25.12", "2.10.0.dev20251101", "1.13"):
+        versions["torch"] = version
+        with pytest.raises(SystemExit) as stopped:
+            backend.get_requires_for_build_wheel()
+        assert str(stopped.value) == (
+            f"msr_cuda: needs torch >= 2.10; found: torch {version}, which pip would replace by "
+            "the newest there is, perhaps for another CUDA version. To update it, then install: "
+            "python -m pip install 'torch>=2.10' && python -m pip install . "
+            "To keep it: python -m pip install --no-build-isolation --no-deps ."
+        )
+    for version in ("2.10.0", "2.10.1a0", "2.13.0+cpu", "2.11.0a0+git1234567"):
         versions["torch"] = version
         assert backend.get_requires_for_build_wheel() == []
 
@@ -688,6 +691,25 @@ def test_built_binary_keeps_to_the_stable_abi(build_tools):
 def test_run_pairs_torchvision_with_torch(version, vision):
     group = load(ROOT / "run.py").torchvision_for(version)
     assert group.packages[0].requirement == f"torchvision==0.{vision}.*"
+
+
+@needs_checkout
+def test_run_preloads_sanitizers_for_an_extension_that_has_them(monkeypatch):
+    run = load(ROOT / "run.py")
+    monkeypatch.delenv("MSR_CUDA_SANITIZE", raising=False)
+    assert run.sanitizer_environment() == {}
+    monkeypatch.setenv("MSR_CUDA_SANITIZE", "1")
+    monkeypatch.setattr(run, "binaries", dict)
+    with pytest.raises(SystemExit, match="the extension did not compile"):
+        run.sanitizer_environment()
+    monkeypatch.setattr(run, "binaries", lambda: {"_C.abi3.so": "its content"})
+    monkeypatch.syspath_prepend(str(ROOT / "tests"))
+    build = importlib.import_module("harness.build")
+    monkeypatch.setattr(build, "sanitizer_libraries", lambda: ["/lib/libasan.so", "/lib/libub.so"])
+    variables = run.sanitizer_environment()
+    assert variables["LD_PRELOAD"] == "/lib/libasan.so /lib/libub.so"
+    assert "detect_leaks=0" in variables["ASAN_OPTIONS"]
+    assert "halt_on_error=1" in variables["UBSAN_OPTIONS"]
 
 
 @needs_checkout
