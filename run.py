@@ -604,7 +604,10 @@ def test_command(arguments: list[str]) -> int:
         *([SITE] if sys.version_info >= (3, 11) else []),
     ]  # fmt: skip
     install_optional(libraries, "the tests that need them skip")
-    return run(PYTHON, "-m", "pytest", *arguments, environment=sanitizer_environment())
+    variables = sanitizer_environment()
+    # A sanitizer that ends the process writes past Python's streams, and that is to be seen.
+    capture = ("--capture=sys",) if variables else ()
+    return run(PYTHON, "-m", "pytest", *capture, *arguments, environment=variables)
 
 
 def sanitizer_environment() -> dict[str, str]:
