@@ -23,6 +23,7 @@ Environment:
     MSR_CUDA_TORCH        what to install where there is no torch (default: torch==2.13.0)
     MSR_CUDA_TORCH_INDEX  the pip index for it, for a CPU-only or another CUDA build
     MSR_CUDA_BUILD        auto (default), cpu, cuda or none; for more, see setup.py
+    MSR_CUDA_SANITIZE     1: the extension is built, and `test` run, with AddressSanitizer and UBSan
 """
 
 from __future__ import annotations
@@ -616,7 +617,26 @@ def test_command(arguments: list[str]) -> int:
         EXPORTERS, *([SITE] if sys.version_info >= (3, 11) else []),
     ]  # fmt: skip
     install_optional(libraries, "the tests that need them skip")
-    return run(PYTHON, "-m", "pytest", *arguments)
+    variables = sanitizer_environment()
+    # A sanitizer that ends the process writes past Python's streams, and that is to be seen.
+    capture = ("--capture=sys",) if variables else ()
+    return run(PYTHON, "-m", "pytest", *capture, *arguments, environment=variables)
+
+
+def sanitizer_environment() -> dict[str, str]:
+    """What tests of an extension with sanitizers run under; nothing without MSR_CUDA_SANITIZE=1."""
+    if os.environ.get("MSR_CUDA_SANITIZE") != "1":
+        return {}
+    if not binaries():
+        stop("MSR_CUDA_SANITIZE=1: the extension did not compile, and there is nothing to test")
+    sys.path.insert(0, str(ROOT / "tests"))
+    from harness import build as harness_build
+
+    try:
+        return harness_build.sanitizer_variables()
+    except harness_build.BuildError as error:
+        stop(f"MSR_CUDA_SANITIZE=1: {error}")
+        raise
 
 
 def demo_command(arguments: list[str]) -> int:

@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT / "build_tools"))
 
 import count_kernels  # noqa: E402 (it lies in build_tools)
 import toolchain  # noqa: E402
-from plan import Plan, make_plan  # noqa: E402
+from plan import INSTALL, Plan, make_plan  # noqa: E402
 
 TORCH_TARGET = "0x020a000000000000"  # the oldest torch the binary loads into: 2.10
 PYTHON_TARGET = "0x030a0000"  # and Python: 3.10
@@ -72,7 +72,11 @@ def architecture_list(toolkit: toolchain.CudaToolkit) -> str:
     if asked in ("", "native"):
         visible = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
         if asked == "native" and not visible:
-            sys.exit("msr_cuda: TORCH_CUDA_ARCH_LIST=native, but no GPU is visible")
+            default = toolchain.default_architectures(toolkit, [])
+            sys.exit(
+                "msr_cuda: TORCH_CUDA_ARCH_LIST=native, but no GPU is visible: "
+                f'leave it away, or name them, as in TORCH_CUDA_ARCH_LIST="{default}"'
+            )
         asked = toolchain.default_architectures(toolkit, visible)
     os.environ["TORCH_CUDA_ARCH_LIST"] = asked
     try:
@@ -203,7 +207,8 @@ def make_commands(plan: Plan, base: type[setuptools_build_ext]) -> dict[str, typ
             if getattr(self, "editable_mode", False):
                 # setuptools gives an editable build a throw-away folder; in a lasting one, ninja
                 # compiles only what changed.
-                self.build_temp = str(ROOT / "build" / f"editable-{plan.kind}")
+                kind = plan.kind + ("-sanitized" if switched_on("MSR_CUDA_SANITIZE") else "")
+                self.build_temp = str(ROOT / "build" / f"editable-{kind}")
 
         def run(self) -> None:
             if plan.error is not None:
@@ -225,7 +230,10 @@ def make_commands(plan: Plan, base: type[setuptools_build_ext]) -> dict[str, typ
                 super().build_extensions()
             except Exception as error:
                 if plan.asked != "auto":
-                    sys.exit(f"msr_cuda: the extension did not compile, see above ({error})")
+                    sys.exit(
+                        f"msr_cuda: the extension did not compile, see above ({error}). If memory "
+                        f"ran out: MAX_JOBS=1 MSR_CUDA_BUILD={plan.asked} {INSTALL}"
+                    )
                 reason = f"the extension did not compile ({type(error).__name__}: {error})"
                 say(f"installing pure Python, no kernels: {reason}")
                 for extension in self.extensions:

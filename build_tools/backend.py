@@ -69,6 +69,26 @@ def _setuptools_requirements() -> list[str]:
     return []
 
 
+def _keep_torch() -> None:
+    """Stops where pip would go on to replace the torch that is there by a newer one."""
+    try:
+        found = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return
+    from plan import OLDEST_TORCH  # beside this file, which the front end puts on the path
+
+    oldest = ".".join(map(str, OLDEST_TORCH))
+    # To pip 2.10.0a0 is older than 2.10; containers have such builds.
+    earlier = re.match(rf"{re.escape(oldest)}(\.0)*\.?(a|b|rc|dev)\d", found)
+    if earlier or not _has("torch", OLDEST_TORCH):
+        sys.exit(
+            f"msr_cuda: needs torch >= {oldest}; found: torch {found}, which pip would replace by "
+            "the newest there is, perhaps for another CUDA version. To update it, then install: "
+            f"python -m pip install 'torch>={oldest}' && python -m pip install . "
+            "To keep it: python -m pip install --no-build-isolation --no-deps ."
+        )
+
+
 def get_requires_for_build_sdist(config_settings: dict[str, Any] | None = None) -> list[str]:
     """PEP 517 hook: what must be installed before an sdist can be made."""
     return _setuptools_requirements()
@@ -76,6 +96,7 @@ def get_requires_for_build_sdist(config_settings: dict[str, Any] | None = None) 
 
 def get_requires_for_build_wheel(config_settings: dict[str, Any] | None = None) -> list[str]:
     """PEP 517 hook: what must be installed before a wheel can be built. Never torch."""
+    _keep_torch()
     requirements = _setuptools_requirements()
     if os.environ.get("MSR_CUDA_BUILD", "auto") != "none" and not (
         _has("ninja") or shutil.which("ninja")

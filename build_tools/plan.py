@@ -115,6 +115,17 @@ def make_plan(environ: Mapping[str, str]) -> Plan:
             f"CUDA {torch.cuda}; found: {toolkit_found}"
         )
     if unfit is None:
+        assert toolkit is not None
+        listed = environ.get("TORCH_CUDA_ARCH_LIST", "")
+        if unknown := toolchain.unknown_architectures(toolkit, listed):
+            # In auto mode too: a wrong value is a mistake, and not something that is missing here.
+            error = (
+                f"TORCH_CUDA_ARCH_LIST={listed} needs an nvcc that compiles for "
+                f"{' and '.join(unknown)}; found: {toolkit_found}, which compiles for "
+                f"{', '.join(toolchain.supported_architectures(toolkit))}. Then run: "
+                f'TORCH_CUDA_ARCH_LIST="{toolchain.default_architectures(toolkit, [])}" {command}'
+            )
+            return result("none", error=error)
         return result("cuda")
     if asked == "auto":
         return result("cpu", missing=f"CUDA kernels need {unfit}")

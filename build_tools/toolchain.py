@@ -209,6 +209,12 @@ def default_architectures(toolkit: CudaToolkit, visible: list[tuple[int, int]]) 
     return ";".join(names) + "+PTX"
 
 
+def unknown_architectures(toolkit: CudaToolkit, asked: str) -> list[str]:
+    """Those of TORCH_CUDA_ARCH_LIST that nvcc cannot compile for; names ("Hopper") are torch's."""
+    numbers = re.findall(r"(?:^|[;\s])(\d+\.\d+)", asked)
+    return [name for name in numbers if name not in supported_architectures(toolkit)]
+
+
 def available_memory_gb() -> float | None:
     """Memory that may still be used, the container's limit included; None where nobody says."""
     amounts = []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import sys
 from pathlib import Path
 
 from benchmarks import JSON_NAME, machine
@@ -14,6 +16,9 @@ from benchmarks.runner import DIRECT
 from benchmarks.summary import cells_table, heading
 from benchmarks.text import markdown
 from msr_cuda.train.config import add_flags
+
+sys.path.insert(0, str(machine.ROOT / "build_tools"))
+import install_cases  # it lies in build_tools
 
 RESULTS = machine.ROOT / "benchmarks" / "results"
 
@@ -42,6 +47,23 @@ def performance(folder: Path) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def installs() -> str:
+    """Every committed run of the install cases, the newest of a machine first."""
+    parts = []
+    for path in sorted(RESULTS.glob(f"*/{install_cases.NAME}"), reverse=True):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        jobs = content["measured"]["MAX_JOBS"]
+        tried = {row["case"] for row in content["cases"]}
+        left = [case.about for case in install_cases.CASES if case.name not in tried]
+        parts += [
+            f"{heading(content)}; MAX_JOBS {jobs}; by `{content['command']}`.",
+            install_cases.table(content["cases"]),
+        ]
+        if left:
+            parts.append(f"Not tried in that run: {'; '.join(left)}.")
+    return "\n\n".join(parts)
+
+
 def train_options() -> str:
     """What ``python -m msr_cuda train`` can be told."""
     parser = argparse.ArgumentParser(add_help=False)
@@ -56,6 +78,10 @@ def train_options() -> str:
 
 def write(folder: Path) -> None:
     """Writes them all."""
-    pages = {"performance.md": performance(folder.parent), "train_options.md": train_options()}
+    pages = {
+        "performance.md": performance(folder.parent),
+        "install.md": installs(),
+        "train_options.md": train_options(),
+    }
     for name, text in pages.items():
         (folder / name).write_text(text, encoding="utf-8")

@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -310,6 +311,24 @@ def test_plan_stops(plan, monkeypatch, asked, torch_version, torch_cuda, version
 
 
 @needs_checkout
+@pytest.mark.parametrize("asked", ["auto", "cuda"])
+def test_plan_names_architectures_that_nvcc_does_not_know(plan, monkeypatch, tmp_path, asked):
+    tools = plan.toolchain
+    found = tools.TorchInstallation(Path("/torch"), "2.11.0+cu129", "12.9")
+    monkeypatch.setattr(tools, "find_torch", lambda: found)
+    monkeypatch.setattr(tools, "find_compiler", lambda environ: ("c++", "c++"))
+    environ = {"MSR_CUDA_BUILD": asked, "CUDA_HOME": str(make_fake_cuda(tmp_path))}
+    made = plan.make_plan({**environ, "TORCH_CUDA_ARCH_LIST": "7.5 9.7;9.0a;10.1+PTX"})
+    assert made.error == (
+        "TORCH_CUDA_ARCH_LIST=7.5 9.7;9.0a;10.1+PTX needs an nvcc that compiles for 9.7 and 10.1; "
+        f"found: CUDA 12.9 at {tmp_path} (CUDA_HOME), which compiles for 7.5, 9.0, 10.0. Then run: "
+        f'TORCH_CUDA_ARCH_LIST="7.5;9.0+PTX" MSR_CUDA_BUILD={asked} {plan.INSTALL}'
+    )
+    for known in ("", "native", "Hopper", "7.5;9.0a;10.0+PTX"):
+        assert plan.make_plan({**environ, "TORCH_CUDA_ARCH_LIST": known}).kind == "cuda"
+
+
+@needs_checkout
 def test_setup_demands_a_toolkit(tmp_path):
     script(tmp_path / "bin" / "c++", "exit 0\n")
     done = python(
@@ -363,6 +382,135 @@ def test_setup_without_a_compiler_records_why(tmp_path):
     assert (package / "_extension.py").is_file()
     assert (package / "py.typed").is_file()
     assert not (package / "_C.abi3.so").exists()
+
+
+# --- builds with tools that compile nothing ---
+
+# Hides torch from the whole process; Python imports it at its start.
+NO_TORCH = "import sys; sys.modules['torch'] = None\n"
+# A compiler as far as torch looks at it: a version, and the file that it was to write.
+COMPILER = """\
+printf '%s\\n' "$*" >> {log}
+while [ $# -gt 0 ]; do
+  case "$1" in
+    -dumpfullversion) echo 12.2.0; exit ;;
+    -v|--version) echo "c++ (GCC) 12.2.0"; exit ;;
+    -o) : > "$2"; exit ;;
+  esac
+  shift
+done
+"""
+
+
+def setup_build(folder, **variables):
+    """`setup.py build` into a folder; what pip runs for a wheel."""
+    return python(
+        "setup.py", "-q", "build", f"--build-base={folder}/base", f"--build-lib={folder}/lib",
+        **{"CXX": "", "MAX_JOBS": "1", **variables},
+    )  # fmt: skip
+
+
+@needs_checkout
+def test_setup_without_torch_records_why(tmp_path):
+    (tmp_path / "hide").mkdir()
+    (tmp_path / "hide" / "sitecustomize.py").write_text(NO_TORCH)
+    done = setup_build(tmp_path, MSR_CUDA_BUILD="auto", PYTHONPATH=str(tmp_path / "hide"))
+    assert done.returncode == 0, done.stderr
+    reason = (tmp_path / "lib/msr_cuda/_build_reason.txt").read_text().strip()
+    assert reason.startswith("the extension needs torch >= 2.10 in the environment it is installed")
+    assert reason.endswith(f"found: no torch for {sys.executable}")
+    assert [line for line in done.stdout.splitlines() if line.startswith("msr_cuda: ")] == [
+        f"msr_cuda: installing pure Python, no kernels: {reason}"
+    ]
+
+
+@needs_checkout
+def test_setup_stops_where_the_compiler_fails(tmp_path):
+    compiler = script(tmp_path / "bin" / "c++", "echo out of memory >&2; exit 1\n")
+    done = setup_build(tmp_path, MSR_CUDA_BUILD="cpu", CXX=str(compiler))
+    assert done.returncode != 0
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("msr_cuda: the extension did not compile, see above")
+    assert "MAX_JOBS=1" in last
+    assert not list(tmp_path.glob("lib/**/_C*.so"))
+
+
+@needs_checkout
+def test_cuda_kernels_are_built_without_a_gpu(tmp_path):
+    """As while an image is built: a CUDA build of torch and nvcc, and no device to ask."""
+    home = make_fake_cuda(tmp_path / "cuda")
+    compiled = tmp_path / "nvcc.log"
+    nvcc = (home / "bin" / "nvcc").read_text().removeprefix("#!/bin/sh\n")
+    script(home / "bin" / "nvcc", nvcc + COMPILER.format(log=compiled))
+    compiler = script(tmp_path / "bin" / "c++", COMPILER.format(log=tmp_path / "c++.log"))
+    # torch is a CPU build here, but for what the build asks of it.
+    (tmp_path / "claim").mkdir()
+    claim = (
+        f"import sys; sys.path[:0] = [{str(ROOT / 'build_tools')!r}]\n"
+        "import dataclasses, toolchain\n"
+        "found = toolchain.find_torch\n"
+        "toolchain.find_torch = lambda: dataclasses.replace(found(), cuda='12.9')\n"
+    )
+    (tmp_path / "claim" / "sitecustomize.py").write_text(claim)
+    done = setup_build(
+        tmp_path, MSR_CUDA_BUILD="auto", CXX=str(compiler), CUDA_HOME=str(home),
+        PYTHONPATH=str(tmp_path / "claim"), CUDA_VISIBLE_DEVICES="", TORCH_CUDA_ARCH_LIST="",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "msr_cuda: MSR_CUDA_BUILD = auto -> cuda" in done.stdout
+    assert "msr_cuda: TORCH_CUDA_ARCH_LIST = 7.5;9.0+PTX" in done.stdout
+    lines = compiled.read_text().splitlines()
+    for source in ROOT.glob("csrc/kernels/*.cu"):
+        (line,) = [line for line in lines if f"csrc/kernels/{source.name} " in line]
+        for code in ("compute_75,code=sm_75", "compute_90,code=sm_90", "code=compute_90"):
+            assert code in line
+    assert (tmp_path / "lib/msr_cuda/_C.abi3.so").exists()
+    assert not (tmp_path / "lib/msr_cuda/_build_reason.txt").exists()
+
+
+@needs_checkout
+def test_isolated_install_finds_torch_and_fetches_nothing(tmp_path):
+    """pip hides the environment from the build; what it then needs must come from there."""
+    if importlib.util.find_spec("pip") is None:
+        pytest.skip("no pip")
+    for name in ("csrc", "build_tools", "msr_cuda"):
+        ignored = shutil.ignore_patterns("__pycache__", "*.so", "_build_reason.txt")
+        shutil.copytree(ROOT / name, tmp_path / "source" / name, ignore=ignored)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
+        shutil.copy(ROOT / name, tmp_path / "source" / name)
+    # The compiler fails, so that there is something to record, and nothing to wait for.
+    compiler = script(tmp_path / "bin" / "c++", "exit 1\n")
+    done = python(
+        "-m", "pip", "install", "-v", "--no-deps", "--no-index", f"--target={tmp_path}/installed",
+        tmp_path / "source", MSR_CUDA_BUILD="auto", CXX=str(compiler), MAX_JOBS="1",
+        PIP_FIND_LINKS="",
+    )  # fmt: skip
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert f"msr_cuda: torch = {torch.__version__} at {Path(torch.__file__).parent}" in said
+    assert "Downloading" not in said
+    reason = (tmp_path / "installed/msr_cuda/_build_reason.txt").read_text()
+    assert reason.startswith("the extension did not compile (")
+    assert [p.name for p in (tmp_path / "installed").glob("torch*")] == []
+
+
+@needs_checkout
+def test_sdist_has_every_source(tmp_path):
+    done = python(
+        "setup.py", "-q", "egg_info", f"--egg-base={tmp_path}", "sdist", f"--dist-dir={tmp_path}",
+        MSR_CUDA_BUILD="none",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = {"setup.py", "pyproject.toml", "README.md", "LICENSE"}
+    for pattern in ("csrc/**/*.*", "build_tools/*.py", "msr_cuda/**/*.py", "msr_cuda/py.typed"):
+        found = {str(p.relative_to(ROOT)) for p in ROOT.glob(pattern)}
+        assert found, pattern
+        wanted |= found
+    assert wanted - names == set()
+    assert [name for name in names if name.endswith((".so", ".o", "_build_reason.txt"))] == []
 
 
 # --- finding the toolkit --------------------------------------------------------------------------
@@ -460,6 +608,34 @@ def test_backend_asks_for_what_is_missing_and_never_for_torch(monkeypatch, insta
 
 
 @needs_checkout
+def test_backend_stops_where_pip_would_replace_torch(monkeypatch, build_tools):
+    backend = load(build_tools / "backend.py")
+    versions = {"setuptools": "80.9.0", "ninja": "1.13"}
+    monkeypatch.setattr(backend.metadata, "version", versions.__getitem__)
+    for version in ("2.9.1+cu128", "2.10.0a0+b4e4ee8.nv25.12", "2.10.0.dev20251101", "1.13"):
+        versions["torch"] = version
+        with pytest.raises(SystemExit) as stopped:
+            backend.get_requires_for_build_wheel()
+        assert str(stopped.value) == (
+            f"msr_cuda: needs torch >= 2.10; found: torch {version}, which pip would replace by "
+            "the newest there is, perhaps for another CUDA version. To update it, then install: "
+            "python -m pip install 'torch>=2.10' && python -m pip install . "
+            "To keep it: python -m pip install --no-build-isolation --no-deps ."
+        )
+    for version in ("2.10.0", "2.10.1a0", "2.13.0+cpu", "2.11.0a0+git1234567"):
+        versions["torch"] = version
+        assert backend.get_requires_for_build_wheel() == []
+
+
+@needs_checkout
+def test_package_accepts_any_torch_that_the_binary_loads_into(plan):
+    oldest = ".".join(map(str, plan.OLDEST_TORCH))
+    text = (ROOT / "pyproject.toml").read_text()
+    assert f'dependencies = ["torch>={oldest}", "numpy"]' in text
+    assert "requires = []" in text
+
+
+@needs_checkout
 def test_sweep_reads_ptxas(build_tools):
     sweep = load(build_tools / "nvcc_sweep.py")
     output = """\
@@ -515,6 +691,25 @@ def test_built_binary_keeps_to_the_stable_abi(build_tools):
 def test_run_pairs_torchvision_with_torch(version, vision):
     group = load(ROOT / "run.py").torchvision_for(version)
     assert group.packages[0].requirement == f"torchvision==0.{vision}.*"
+
+
+@needs_checkout
+def test_run_preloads_sanitizers_for_an_extension_that_has_them(monkeypatch):
+    run = load(ROOT / "run.py")
+    monkeypatch.delenv("MSR_CUDA_SANITIZE", raising=False)
+    assert run.sanitizer_environment() == {}
+    monkeypatch.setenv("MSR_CUDA_SANITIZE", "1")
+    monkeypatch.setattr(run, "binaries", dict)
+    with pytest.raises(SystemExit, match="the extension did not compile"):
+        run.sanitizer_environment()
+    monkeypatch.setattr(run, "binaries", lambda: {"_C.abi3.so": "its content"})
+    monkeypatch.syspath_prepend(str(ROOT / "tests"))
+    build = importlib.import_module("harness.build")
+    monkeypatch.setattr(build, "sanitizer_libraries", lambda: ["/lib/libasan.so", "/lib/libub.so"])
+    variables = run.sanitizer_environment()
+    assert variables["LD_PRELOAD"] == "/lib/libasan.so /lib/libub.so"
+    assert "detect_leaks=0" in variables["ASAN_OPTIONS"]
+    assert "halt_on_error=1" in variables["UBSAN_OPTIONS"]
 
 
 @needs_checkout

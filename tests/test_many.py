@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 import torch
-from conftest import missing
+from conftest import ROOT, missing
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -265,3 +268,55 @@ def test_short_rows_do_not_depend_on_the_number_of_threads(
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(result, results[0]) for result in results)
+
+
+GUARDED = '''
+import ctypes, math, mmap, sys
+import torch
+import msr_cuda
+from test_many import PYRAMIDS
+
+libc = ctypes.CDLL(None, use_errno=True)
+kept = []
+
+def guarded(x, at_end):
+    """The values of x between two pages that cannot be read, next to one of them."""
+    size = x.numel() * x.element_size()
+    pages = -(-size // mmap.PAGESIZE)
+    memory = mmap.mmap(-1, (pages + 2) * mmap.PAGESIZE)
+    kept.append(memory)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for page in (0, pages + 1):
+        where = ctypes.c_void_p(address + page * mmap.PAGESIZE)
+        assert libc.mprotect(where, ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
+    begin = mmap.PAGESIZE + (pages * mmap.PAGESIZE - size if at_end else 0)
+    flat = torch.frombuffer(memory, dtype=x.dtype, count=x.numel(), offset=begin)
+    return flat.view(x.shape).copy_(x)
+
+for at_end in (False, True):
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        for name, arguments in PYRAMIDS.items():
+            print(name, dtype, at_end, flush=True)
+            plain = torch.randn(1, 1, 17, 21).to(dtype)
+            x = guarded(plain, at_end).requires_grad_()
+            levels = msr_cuda.resample_pyramid(x, **arguments, impl="kernel")
+            grads = [guarded(torch.randn(y.shape).to(dtype), at_end) for y in levels]
+            (grad,) = torch.autograd.grad(levels, x, grads)
+            y = plain.requires_grad_()
+            again = msr_cuda.resample_pyramid(y, **arguments, impl="kernel")
+            assert all(map(torch.equal, levels, again))
+            (expected,) = torch.autograd.grad(again, y, [g.clone() for g in grads])
+            assert torch.equal(grad, expected)
+print("finished")
+'''
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are guarded as on Linux")
+@pytest.mark.usefixtures("kernels")
+def test_nothing_is_read_beyond_the_ends_of_a_map() -> None:
+    """In a process of its own, which a read of a guarded page would end."""
+    done = subprocess.run(
+        [sys.executable, "-c", GUARDED], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
+    )  # fmt: skip
+    assert done.stdout.endswith("finished\n"), (done.returncode, done.stdout[-200:], done.stderr)

@@ -58,8 +58,11 @@ class TapTable {
     return max_count_ == 1 && !has_gaps_ && std::all_of(weights_.begin(), weights_.end(), is_one);
   }
 
-  // Whether windows reach beyond the last column, by less than kPadding elements.
-  bool needs_padding() const { return !window_.empty() && columns_ < window_size(); }
+  // Whether what is read of a row begins before its first column or ends after its last one, by
+  // less than kPadding elements.
+  bool needs_padding() const {
+    return steps_reach_out_ || (!window_.empty() && columns_ < window_size());
+  }
   static constexpr int32_t kPadding = 32;  // two vectors of the widest kind
 
   // The columns that rows [begin, end) read, whole windows included.
@@ -157,7 +160,7 @@ class TapTable {
       const int32_t begin = block * lanes_, middle = begin + lanes_ / 2;
       const int32_t count = count_[middle], first = first_[middle] - 2 * (lanes_ / 2);
       if (count == 0 || count % 2 != 0 || count > kMaxStepTaps) continue;
-      // Of a map nothing is read beyond its ends; combined gradients are padded.
+      // Of a map nothing is read beyond its ends; gradients are padded, or copied to be.
       const bool inside = first >= 0 && first + count - 2 + 2 * lanes_ <= columns_;
       if (!transposed_ && !inside) continue;
       uint32_t irregular = 0;
@@ -168,6 +171,7 @@ class TapTable {
         ++others;
       }
       if (others > lanes_ / 4) continue;
+      if (!inside) steps_reach_out_ = true;
       step_taps_[block] = count;
       step_first_[block] = first;
       step_start_[block] = static_cast<int32_t>(step_weights_.size());
@@ -187,6 +191,7 @@ class TapTable {
   int32_t lanes_ = 1;
   bool has_gaps_ = false;
   bool wide_ = false;
+  bool steps_reach_out_ = false;
   std::vector<int32_t> first_, count_;
   std::vector<int64_t> start_;
   std::vector<acc_t> weights_;

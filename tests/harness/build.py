@@ -261,13 +261,21 @@ def sanitizer_libraries() -> list[str]:
     return paths
 
 
+def sanitizer_variables() -> dict[str, str]:
+    """What a process needs of the environment for a module with sanitizers.
+
+    Leaks are not looked for: Python keeps much until its end.
+    """
+    return {
+        "LD_PRELOAD": " ".join(sanitizer_libraries()),
+        "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1:exitcode=97",
+        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1:exitcode=98",
+    }
+
+
 def sanitizer_environment() -> dict[str, str]:
     """The environment for a process that is to import the sanitised module."""
-    environment = dict(os.environ)
-    environment["LD_PRELOAD"] = " ".join(sanitizer_libraries())
-    environment["ASAN_OPTIONS"] = "detect_leaks=0:halt_on_error=1:exitcode=97"
-    environment["UBSAN_OPTIONS"] = "print_stacktrace=1:halt_on_error=1:exitcode=98"
-    return environment
+    return {**os.environ, **sanitizer_variables()}
 
 
 def sanitizers_preloaded() -> bool:
