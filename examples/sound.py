@@ -216,10 +216,11 @@ def accuracies(results: Sequence[Results]) -> list[list[float]]:
 
 def table(networks: dict[str, nn.Module], results: dict[str, list[Results]]) -> str:
     """Markdown: the mean over seeds, and how far the seeds are from each other."""
-    seeds = len(next(iter(results.values())))
+    first = next(iter(results.values()))
+    seeds, count = len(first), int(first[0][0].counts.sum())
     spread = f"mean and standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
     lines = [
-        f"Accuracy on 370 utterances of 9 speakers, at several lengths; {spread}.",
+        f"Accuracy on {count} utterances of {len(CLASSES)} speakers, at several lengths; {spread}.",
         "",
         "| network | parameters | multiply-adds | " + " | ".join(f"{f:g}×" for f in FACTORS) + " |",
         "| --- | ---: | ---: |" + " ---: |" * len(FACTORS),
