@@ -21,6 +21,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -150,6 +151,30 @@ def table(found: Sequence[Contender], results: dict[str, list[list[float]]]) -> 
     return "\n".join(lines) + "\n"
 
 
+def draw_line(axes: Any, label: str, accuracies: Sequence[Sequence[float]]) -> None:
+    """The mean over seeds by factor, with a band from the worst to the best seed.
+
+    Args:
+        axes: Matplotlib's.
+        accuracies: of each of the factors those of all seeds.
+    """
+    means = [statistics.mean(seeds) for seeds in accuracies]
+    (line,) = axes.plot(FACTORS, means, marker="o", label=label)
+    low, high = [min(seeds) for seeds in accuracies], [max(seeds) for seeds in accuracies]
+    axes.fill_between(FACTORS, low, high, color=line.get_color(), alpha=0.2)
+
+
+def finish_lines(axes: Any, xlabel: str) -> None:
+    """Axes and legend of what :func:`draw_line` drew."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(FACTORS, [f"{f:g}×" for f in FACTORS])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel("accuracy")
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
 def plot(found: Sequence[Contender], results: dict[str, list[list[float]]], path: Path) -> bool:
     """A line for each contender with a band from its worst to its best seed; needs Matplotlib."""
     try:
@@ -159,18 +184,9 @@ def plot(found: Sequence[Contender], results: dict[str, list[list[float]]], path
     figure = Figure(figsize=(6, 4))
     axes = figure.subplots()
     for one in found:
-        seeds = list(zip(*results[one.name], strict=True))
-        (line,) = axes.plot(FACTORS, [statistics.mean(v) for v in seeds], marker="o")
-        line.set_label(f"{one.name} ({one.parameters:,} parameters)")
-        low, high = [min(v) for v in seeds], [max(v) for v in seeds]
-        axes.fill_between(FACTORS, low, high, color=line.get_color(), alpha=0.2)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(FACTORS, [f"{f:g}×" for f in FACTORS])
-    axes.set_xticks([], minor=True)
-    axes.set_xlabel("size of the test images; 1×: that of training")
-    axes.set_ylabel("accuracy")
-    axes.grid(alpha=0.3)
-    axes.legend()
+        label = f"{one.name} ({one.parameters:,} parameters)"
+        draw_line(axes, label, list(zip(*results[one.name], strict=True)))
+    finish_lines(axes, "size of the test images; 1×: that of training")
     figure.savefig(path, dpi=120, bbox_inches="tight")
     return True
 

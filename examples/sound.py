@@ -36,7 +36,7 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from scale_test import FACTORS, operations  # noqa: E402
+from scale_test import FACTORS, draw_line, finish_lines, operations  # noqa: E402
 
 import msr_cuda  # noqa: E402
 from msr_cuda.models import (  # noqa: E402
@@ -248,17 +248,8 @@ def draw(results: dict[str, list[Results]], out: Path) -> None:
     figure = Figure(figsize=(6, 4))
     axes: Any = figure.subplots()
     for name, found in results.items():
-        seeds = accuracies(found)
-        (line,) = axes.plot(FACTORS, [statistics.mean(v) for v in seeds], marker="o", label=name)
-        low, high = [min(v) for v in seeds], [max(v) for v in seeds]
-        axes.fill_between(FACTORS, low, high, color=line.get_color(), alpha=0.2)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(FACTORS, [f"{f:g}×" for f in FACTORS])
-    axes.set_xticks([], minor=True)
-    axes.set_xlabel("length of what is said; 1×: as recorded")
-    axes.set_ylabel("accuracy")
-    axes.grid(alpha=0.3)
-    axes.legend()
+        draw_line(axes, name, accuracies(found))
+    finish_lines(axes, "length of what is said; 1×: as recorded")
     figure.savefig(out / ACCURACY, dpi=100, bbox_inches="tight")
 
     name, found = next(iter(results.items()))
