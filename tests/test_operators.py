@@ -412,6 +412,14 @@ def test_compiled_torch_func(device: str) -> None:
     torch.testing.assert_close(compiled(x), torch.func.grad(loss)(x))
 
 
+def test_infinite_weights_of_maps(kernel: str) -> None:
+    x = torch.rand(1, 2, 9, 9, 9, device=kernel) + 1
+    y = msr_cuda.resample_sum(
+        [x], (3, 3, 3), weights=torch.tensor([torch.inf], device=kernel), mode="area", impl="kernel"
+    )
+    assert torch.isposinf(y).all()
+
+
 def test_not_a_number_and_infinity_pass_through(device: str, impl: str) -> None:
     """Non-finite results stand where F.interpolate has them, and NaN stays NaN."""
     x = torch.randn(1, 1, 6, 7, device=device)

@@ -93,7 +93,9 @@ class BranchRowsCpu {
              Scratch& scratch) const {
     for_each_row(p, columns, [&](const Position& row, int64_t length, int64_t done) {
       acc_t* values = to + done * channels(b);
-      if (pools_[b]) {
+      if (!pools_[b] && done >= length && gather_.repeats_row(b, row)) {
+        std::copy_n(values - length, length, values);
+      } else if (pools_[b]) {
         pools_[b]->row(row, length, values, params_.index[b], params_.wide_index[b], scratch.pool);
       } else {
         gather_.branch_row(b, row, tile, length, values, scratch.gather);

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "rows_cpu.h"
@@ -171,6 +172,13 @@ class GatherCpu {
 
   // Whether the values of neighbouring rows of a channel are one run.
   bool is_dense(int b) const { return sources_[b].dense_image; }
+
+  // Whether the row at p, of one channel, is the same as the one before.
+  bool repeats_row(int b, const Position& p) const {
+    const Source& s = sources_[b];
+    return s.rows_repeat && s.height && !params_.out.channels_last && p.at[1] > 0 &&
+           s.height->first(p.at[1]) == s.height->first(p.at[1] - 1);
+  }
 
   // Where the values of branch_row lie already, or null.
   const acc_t* row_in_place(int b, const Position& p) const {
@@ -492,7 +500,7 @@ class GatherCpu {
         ++count;
       }
     }
-    if (s.makes_up) {
+    if (s.makes_up && std::isfinite(factor)) {
       // As in the tables: the largest takes up what rounding left.
       acc_t* const end = scratch.weights.data() + count;
       acc_t* const begin = end - count_d * count_h;

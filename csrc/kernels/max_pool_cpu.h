@@ -31,6 +31,13 @@ class MaxPoolCpu {
     set_sizes(index_map_, sizes);
     index_map_.channels_last = channels_last_;
     for (int32_t t = 0; t < kernel_width_; ++t) tap_numbers_.push_back(static_cast<acc_t>(t));
+    const auto kernel_depth = static_cast<int32_t>(branch.axis[0].inverse);
+    const auto height = static_cast<int32_t>(branch.map.size[3]);
+    for (int32_t d = 0; d < kernel_depth; ++d) {
+      for (int32_t h = 0; h < kernel_height_; ++h) {
+        for (int32_t t = 0; t < kernel_width_; ++t) places_.push_back({d * height + h, t});
+      }
+    }
   }
 
   struct Scratch {
@@ -67,12 +74,37 @@ class MaxPoolCpu {
     if (tracked) put_index(index, wide, index_offset(p.n, c, p), taken, columns * channels);
   }
 
-  // A row of the branch's gradient is added up in scratch: begin, add_taken for every row of
-  // windows that reads it, then write. It gets what the windows [windows.begin, windows.end) took,
-  // pixels of `channels` values. Pixels of one value stand by their places modulo the stride: the
-  // windows of a row are then neighbours.
+  // What the windows took from rows [rows.begin, rows.end) of a channel, counted over depth and
+  // height: dense. n and c: of the branch. grad(d, h): a dense row of the windows' gradient.
+  template <typename F>
+  void add_up_rows(int64_t n, int64_t c, Range rows, const void* index, bool wide, acc_t* to,
+                   F&& grad) const {
+    const int64_t (&size)[kDims] = branch_.map.size;
+    const auto height = static_cast<int32_t>(size[3]);
+    std::fill_n(to, (rows.end - rows.begin) * size[4], acc_t(0));
+    const int32_t first_d = rows.begin / height, last_d = (rows.end - 1) / height;
+    const bool one_image = first_d == last_d;
+    const Range depths = readers(0, first_d, last_d);
+    const Range heights = readers(1, one_image ? rows.begin % height : 0,
+                                  one_image ? (rows.end - 1) % height : height - 1);
+    for (int32_t d = depths.begin; d < depths.end; ++d) {
+      for (int32_t h = heights.begin; h < heights.end; ++h) {
+        const Position window{n, c, {d, h, 0}};
+        const void* codes = advance(index, wide, index_offset(n, c, window));
+        if (wide) {
+          put_back(window, rows, static_cast<const int32_t*>(codes), grad(d, h), to);
+        } else {
+          put_back(window, rows, static_cast<const uint8_t*>(codes), grad(d, h), to);
+        }
+      }
+    }
+  }
+
+  // The same for channels_last, where a row of the gradient is added up in scratch: begin,
+  // add_taken for every row of windows that reads it, then write. It gets what the windows
+  // [windows.begin, windows.end) took, pixels of `channels` values.
   void begin_gradient(Range windows, int64_t channels, Scratch& scratch) const {
-    const int64_t size = places(windows) * stride() * channels;
+    const int64_t size = pixels(windows) * channels;
     std::fill_n(room(scratch.gradient, size), size, acc_t(0));
   }
 
@@ -84,25 +116,11 @@ class MaxPoolCpu {
     const int64_t offset = index_offset(p.n, p.c, {p.n, p.c, {d, h, windows.begin}});
     const int64_t count = windows.end - windows.begin;
     // Places in the row of the window that is p's.
-    const int32_t first = row_number({p.n, p.c, {d, h, 0}}, p.at[0], p.at[1]) * kernel_width_;
-    TakenArgs<acc_t> args{scratch.gradient.data(),
-                          grad,
-                          advance(index, wide, offset),
-                          wide,
-                          channels_last_ ? size[1] : 1,
-                          channels_last_ ? 1 : size[2] * size[3] * size[4],
-                          first,
-                          kernel_width_,
-                          stride(),
-                          channels,
-                          count,
-                          channels};
-    if (channels > 1) return ops_.add_taken(args);
-    args.step = args.taps = 1;
-    for (int32_t t = 0; t < kernel_width_; ++t, ++args.first) {
-      args.to = scratch.gradient.data() + t % stride() * places(windows) + t / stride();
-      ops_.add_taken(args);
-    }
+    const int32_t first =
+        row_number({p.n, p.c, {d, h, 0}}, p.at[0], p.at[1], kernel_height_) * kernel_width_;
+    ops_.add_taken({scratch.gradient.data(), grad, advance(index, wide, offset), wide,
+                    code_stride(), channels_last_ ? 1 : size[2] * size[3] * size[4], first,
+                    kernel_width_, stride(), channels, count, channels});
   }
 
   // Columns [begin, begin + columns) of the row, dense.
@@ -110,55 +128,72 @@ class MaxPoolCpu {
                       const Scratch& scratch) const {
     // Windows begin in the padding.
     const int64_t first = begin + branch_.axis[2].padding - windows.begin * stride();
-    // Pixels before the first place and after the last one are in no window.
-    const int64_t last = places(windows) * stride();
+    // Pixels before the first window and after the last one are in none.
     const int64_t from = std::clamp<int64_t>(-first, 0, columns);
-    const int64_t end = std::clamp<int64_t>(last - first, from, columns);
+    const int64_t end = std::clamp<int64_t>(pixels(windows) - first, from, columns);
     std::fill_n(to, from * channels, acc_t(0));
     std::fill_n(to + end * channels, (columns - end) * channels, acc_t(0));
-    const acc_t* gradient = scratch.gradient.data();
-    if (channels > 1) {
-      std::copy_n(gradient + (first + from) * channels, (end - from) * channels,
-                  to + from * channels);
-      return;
-    }
-    const auto place = [&](int64_t k) {
-      return gradient + (first + k) % stride() * places(windows) + (first + k) / stride();
-    };
-    int64_t begun = from;
-    if (stride() == 2 && end - from > 1) {  // two at a time, which compilers make shuffles of
-      const acc_t *even = place(from), *odd = place(from + 1);
-      const int64_t pairs = (end - from) / 2;
-      acc_t* at = to + from;
-      for (int64_t k = 0; k < pairs; ++k) {
-        at[2 * k] = even[k];
-        at[2 * k + 1] = odd[k];
-      }
-      begun += 2 * pairs;
-    }
-    for (int64_t k = begun; k < end; ++k) to[k] = *place(k);
+    std::copy_n(scratch.gradient.data() + (first + from) * channels, (end - from) * channels,
+                to + from * channels);
   }
 
  private:
   int64_t stride() const { return static_cast<int64_t>(branch_.axis[2].scale); }
 
-  // Pixels of the same place modulo the stride.
-  int64_t places(Range windows) const {
-    return windows.end - windows.begin + kernel_width_ / stride() + 1;
+  // From the first window's first pixel to the last one's last.
+  int64_t pixels(Range windows) const {
+    return (windows.end - windows.begin - 1) * stride() + kernel_width_;
   }
+
+  // An element of a window: its row, counted over depth and height, and its column.
+  struct Place {
+    int32_t row, column;
+  };
+
+  // The windows that hold any of [first, last] along an axis.
+  Range readers(int axis, int32_t first, int32_t last) const {
+    return {pool_readers(branch_.axis[axis], first).begin,
+            pool_readers(branch_.axis[axis], last).end};
+  }
+
+  // Adds what the row of windows from `window` on took from `rows`, which begin at `to`.
+  template <typename code_t>
+  void put_back(const Position& window, Range rows, const code_t* codes, const acc_t* grad,
+                acc_t* to) const {
+    const int64_t width = branch_.map.size[4], count = index_map_.size[4];
+    const auto height = static_cast<int32_t>(branch_.map.size[3]);
+    // The windows' corner, which may lie in the padding, and the rows that they hold.
+    const int32_t corner = -row_number(window, 0, 0, height);
+    const Range d = pool_window(branch_.axis[0], window.at[0]);
+    const Range h = pool_window(branch_.axis[1], window.at[1]);
+    const bool all =
+        d.begin * height + h.begin >= rows.begin && (d.end - 1) * height + h.end <= rows.end;
+    const int64_t step = stride(), codes_apart = code_stride();
+    acc_t* at = to + (corner - rows.begin) * width - branch_.axis[2].padding;
+    for (int64_t k = 0; k < count; ++k, at += step, codes += codes_apart) {
+      const Place place = places_[*codes];
+      const int32_t row = corner + place.row;
+      if (all || (row >= rows.begin && row < rows.end))
+        at[place.row * width + place.column] += grad[k];
+    }
+  }
+
+  // Between codes of neighbouring windows.
+  int64_t code_stride() const { return channels_last_ ? index_map_.size[1] : 1; }
 
   static const void* advance(const void* index, bool wide, int64_t elements) {
     if (wide) return static_cast<const int32_t*>(index) + elements;
     return static_cast<const uint8_t*>(index) + elements;
   }
 
-  // Rows of a window are numbered from its corner, which may lie in the padding.
-  int32_t row_number(const Position& window, int32_t d, int32_t h) const {
+  // The row at (d, h) of a map of so many rows per depth, counted from the window's corner, which
+  // may lie in the padding.
+  int32_t row_number(const Position& window, int32_t d, int32_t h, int32_t height) const {
     const auto from = [&](int axis, int32_t i) {
       const Axis& a = branch_.axis[axis];
       return i - (window.at[axis] * static_cast<int32_t>(a.scale) - a.padding);
     };
-    return from(0, d) * kernel_height_ + from(1, h);
+    return from(0, d) * height + from(1, h);
   }
 
   int64_t index_offset(int64_t n, int64_t c, const Position& p) const {
@@ -184,7 +219,7 @@ class MaxPoolCpu {
                            h * map.stride[3] + read.begin * map.stride[4];
         rows[i] =
             loaded_to(copies, msr::advance(map.data, map.dtype, at), map.dtype, stretch, ops_);
-        numbers[i] = static_cast<acc_t>(row_number(p, d, h));
+        numbers[i] = static_cast<acc_t>(row_number(p, d, h, kernel_height_));
       }
     }
     ops_.take_rows(best, rows, numbers, count, length);
@@ -283,6 +318,7 @@ class MaxPoolCpu {
   bool channels_last_;
   int32_t kernel_height_, kernel_width_;
   std::vector<acc_t> tap_numbers_;  // of the columns of a window
+  std::vector<Place> places_;       // of its elements
   Map index_map_;                   // sizes and order of the index
 };
 

@@ -37,7 +37,8 @@ class MixCpu {
     explicit Scratch(const MixCpu& mix) : branches(mix.branches_) {}
     typename BranchRowsCpu<acc_t>::Scratch branches;
     std::vector<acc_t> total;                 // the tile
-    std::vector<acc_t> value;                 // one branch's
+    std::vector<acc_t> value;                 // one branch's,
+    std::vector<acc_t> values[kMaxBranches];  // or each one's
     std::vector<acc_t> copy;                  // of a map of the result's size
     std::vector<uint8_t> passes;              // bits of the activation
     std::vector<uint8_t> wins[kMaxBranches];  // where a branch is larger than those before it
@@ -138,18 +139,22 @@ class MixCpu {
     if (branches_.sums_at_once()) return branches_.sum(p, tile, columns, total, scratch.branches);
     const Weights& weights = params_.weights;
     const PixelWeights& of_pixels = params_.pixel_weights;
-    for (int b = 0; b < params_.num_branches; ++b) {
-      const bool weighted = weights.has(b) || of_pixels.has(b);
-      if (b == 0 && !weighted) {
-        branches_.write(b, p, tile, columns, total, scratch.branches);
-        continue;
-      }
-      const acc_t* value = branches_.values(b, p, tile, columns, scratch.value, scratch.branches);
-      WeighArgs<acc_t> args{total,   value,   acc_t(1),       nullptr,
-                            nullptr, columns, rows_.channels, b > 0};
-      set_factors(args, weights, of_pixels, b, p, params_.out);
-      ops_.weigh(args);
+    const bool by_channel = !params_.out.channels_last;
+    const bool plain = !weights.has(0) && !of_pixels.has(0);
+    int first = 0;
+    if (plain && (!by_channel || params_.num_branches == 1)) {
+      branches_.write(0, p, tile, columns, total, scratch.branches);
+      first = 1;
     }
+    WeighArgs<acc_t> terms[kMaxBranches];
+    for (int b = first; b < params_.num_branches; ++b) {
+      std::vector<acc_t>& memory = by_channel ? scratch.values[b] : scratch.value;
+      const acc_t* value = branches_.values(b, p, tile, columns, memory, scratch.branches);
+      terms[b] = {total, value, acc_t(1), nullptr, nullptr, columns, rows_.channels, b > 0};
+      set_factors(terms[b], weights, of_pixels, b, p, params_.out);
+      if (!by_channel) ops_.weigh(terms[b]);
+    }
+    if (by_channel && first == 0) ops_.weigh_sum(terms, params_.num_branches);
   }
 
   void maximum(const Position& p, int64_t tile, int64_t columns, acc_t* total,

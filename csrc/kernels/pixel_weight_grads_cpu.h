@@ -56,10 +56,19 @@ class PixelWeightGradsCpu {
     acc_t* sums = static_cast<acc_t*>(params_.pixel_weight_grads) +
                   (n * params_.num_branches + b) * pixels + (d * out.size[3] + first) * width;
     std::fill_n(sums, (last - first) * width, acc_t(0));
-    // In channels_last a row has all channels.
+    // In channels_last a row has all channels. Short rows of one channel are taken together.
     const int64_t passes = out.channels_last ? 1 : out.size[1];
+    const bool dense_rows = params_.grad_stride[3] == width * params_.grad_stride[4];
+    const int64_t together =
+        out.channels_last || !dense_rows ? 1 : std::max<int64_t>(1, branches_.tile() / width);
     for (int64_t c = 0; c < passes; ++c) {
-      for (int64_t h = first; h < last; ++h) {
+      for (int64_t h = first; h < last; h += together) {
+        const int64_t rows = std::min(together, last - h);
+        if (rows > 1) {
+          const Position p{n, c, {static_cast<int32_t>(d), static_cast<int32_t>(h), 0}};
+          add_tile(b, p, 0, rows * width, sums + (h - first) * width, scratch);
+          continue;
+        }
         for (int64_t tile = 0, w = 0; w < width; ++tile, w += branches_.tile()) {
           const int64_t columns = std::min(branches_.tile(), width - w);
           const Position p{

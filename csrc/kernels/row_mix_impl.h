@@ -116,6 +116,21 @@ void weigh(const WeighArgs<typename vec_t::acc_t>& args) {
 }
 
 template <typename vec_t>
+void weigh_sum(const WeighArgs<typename vec_t::acc_t>* terms, int32_t count) {
+  in_vectors<vec_t>(terms[0].columns, [&](int64_t k, auto lanes) {
+    const auto term = [&](int32_t i) {
+      const WeighArgs<typename vec_t::acc_t>& args = terms[i];
+      const auto value = load_part<vec_t>(args.from + k, lanes);
+      if (!args.per_pixel) return args.factor * value;
+      return load_part<vec_t>(args.per_pixel + k, lanes) * args.factor * value;
+    };
+    auto sum = term(0);
+    for (int32_t i = 1; i < count; ++i) sum += term(i);
+    store_part<vec_t>(terms[0].to + k, sum, lanes);
+  });
+}
+
+template <typename vec_t>
 void maximum(typename vec_t::acc_t* to, const typename vec_t::acc_t* best,
              const typename vec_t::acc_t* row, int64_t length, uint8_t* bits) {
   const auto run = [&](auto saves) {

@@ -214,6 +214,8 @@ struct RowOps {
   void (*along_row)(const AlongRowArgs<acc_t>&);
   void (*along_pixels)(const AlongPixelsArgs<acc_t>&);
   void (*weigh)(const WeighArgs<acc_t>&);
+  // The sum of several such terms, of one channel and one `to`, in one pass.
+  void (*weigh_sum)(const WeighArgs<acc_t>* terms, int32_t count);
   // to[k] = the larger of best[k] and row[k]; bits: null, or a bit per value where it is row[k]: it
   // is larger, or the first NaN.
   void (*maximum)(acc_t* to, const acc_t* best, const acc_t* row, int64_t length, uint8_t* bits);

@@ -546,6 +546,7 @@ constexpr RowOps<typename vec_t::acc_t> make_row_ops(const char* name) {
           along_row<vec_t, kCanLookUp>,
           along_pixels<vec_t>,
           weigh<vec_t>,
+          weigh_sum<vec_t>,
           maximum<vec_t>,
           activate_row<vec_t>,
           differentiate_row<vec_t>,

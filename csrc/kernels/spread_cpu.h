@@ -104,8 +104,9 @@ class SpreadCpu {
     // How the row operations walk the gradient's rows: as one long run, pixel by pixel, or only
     // after they were copied.
     bool one_run = false, walkable = false;
-    bool few_taps = false;    // channels_last: its few taps are read where they are
-    bool dense_rows = false;  // it is not resampled, and all rows of an image are one run
+    bool few_taps = false;      // channels_last: its few taps are read where they are
+    bool dense_rows = false;    // it is not resampled, and all rows of an image are one run
+    bool dense_inputs = false;  // so are those of the forward's values
   };
 
   struct Scratch {
@@ -191,11 +192,14 @@ class SpreadCpu {
     };
     t.few_taps = !extended && !gate && !over_batch && map.channels_last && t.width &&
                  few(t.width) && few(t.height) && few(t.depth) && !(t.height && t.depth);
+    const auto is_dense = [&](const int64_t (&stride)[kDims], const int64_t (&size)[kDims]) {
+      return stride[4] == 1 && stride[3] == size[4] && stride[2] == size[3] * stride[3] &&
+             stride[1] == size[2] * stride[2];
+    };
     t.dense_rows = t.walkable && !t.extended && is_identity(branch) && !t.over_batch &&
-                   !t.wants_dots && !map.channels_last && weights.per_branch() &&
-                   grad.stride[3] == grad.size[4] &&
-                   grad.stride[2] == grad.size[3] * grad.stride[3] &&
-                   grad.stride[1] == grad.size[2] * grad.stride[2];
+                   !map.channels_last && weights.per_branch() && is_dense(grad.stride, grad.size);
+    t.dense_inputs =
+        t.wants_dots && !map.channels_last && is_dense(params_.input_stride[b], map.size);
   }
 
   // The branch's rows of the unit, its columns of the tile.
@@ -214,15 +218,21 @@ class SpreadCpu {
     const int64_t columns = end - begin, stride = rows.width * rows.channels;
     int64_t offset = first * stride + begin * rows.channels;
     if (t.extended) {
-      for (int64_t row = first; row < last; ++row, offset += stride) {
-        write_extended_row(t, p, source, columns, offset, unit, scratch);
-        next_row(t.map, p);
+      const bool by_channel = t.pool && !t.map.channels_last;
+      for (int64_t row = first; row < last;) {
+        const int64_t together = by_channel ? rows_together(t, p, row, last, 1) : 1;
+        write_extended_rows(t, p, source, columns * together, offset, unit, scratch);
+        row += together;
+        offset += together * stride;
+        for (int64_t i = 0; i < together; ++i) next_row(t.map, p);
       }
       return;
     }
     if (!t.width || t.few_taps) {
       for (int64_t row = first; row < last;) {
-        const int64_t together = t.dense_rows ? rows_together(t, p, row, last) : 1;
+        int64_t together = t.dense_rows ? rows_together(t, p, row, last, t.map.size[1] - p.c) : 1;
+        // They are kept until their products have been added up.
+        if (t.wants_dots) together = std::min(together, std::max<int64_t>(1, kTile / rows.width));
         write_row(t, p, source, columns * together, offset, unit, nullptr, scratch);
         row += together;
         offset += together * stride;
@@ -247,11 +257,12 @@ class SpreadCpu {
     }
   }
 
-  // How many rows from `row` on, up to `last`, are one run in the gradient: those of the image.
-  static int64_t rows_together(const Target& t, const Position& p, int64_t row, int64_t last) {
+  // How many rows from `row` on, up to `last`, are of the next `channels` channels.
+  static int64_t rows_together(const Target& t, const Position& p, int64_t row, int64_t last,
+                               int64_t channels) {
     const int64_t per_plane = t.map.size[2] * t.map.size[3];
     const int64_t within = p.at[0] * t.map.size[3] + p.at[1];
-    return std::min(last - row, (t.map.size[1] - p.c) * per_plane - within);
+    return std::min(last - row, channels * per_plane - within);
   }
 
   // Images of the gradient that a row of a branch reads.
@@ -287,20 +298,24 @@ class SpreadCpu {
     }
   }
 
-  // The row at p, image by image: each has weights of its own.
-  void write_extended_row(const Target& t, const Position& p, Range source, int64_t columns,
-                          int64_t offset, int64_t unit, Scratch& scratch) {
+  // The row at p, image by image: each has weights of its own. Of a max-pooled channel also the
+  // rows that follow it.
+  void write_extended_rows(const Target& t, const Position& p, Range source, int64_t columns,
+                           int64_t offset, int64_t unit, Scratch& scratch) {
     const int64_t channels = t.rows.channels, length = columns * channels;
     // In the gradient itself where that holds such values.
     const bool in_place = t.map.data && t.map.dtype == kSumType<acc_t>;
     acc_t* sum = in_place ? static_cast<acc_t*>(t.map.data) + offset : room(scratch.sum, length);
-    acc_t* image = room(scratch.image, length);
     const Range images = images_of(t, p);
+    const bool is_result = images.end - images.begin == 1 && !params_.weights.has(t.branch);
+    acc_t* image = is_result ? sum : room(scratch.image, length);
     for (int32_t n = images.begin; n < images.end; ++n) {
-      list_taps(t, p, {n, n + 1}, source, acc_t(1), scratch);
-      if (t.pool) {
-        add_up_pool(t, p, n, source, columns, image, scratch);
+      if (t.pool && !t.map.channels_last) {
+        add_up_pooled_rows(t, p, n, columns, image, scratch);
+      } else if (t.pool) {
+        add_up_pooled_pixels(t, p, n, source, columns, image, scratch);
       } else {
+        list_taps(t, p, {n, n + 1}, source, acc_t(1), scratch);
         acc_t* combined = nullptr;
         if (t.width) {
           combined = row_of(scratch, 0, (source.end - source.begin) * channels);
@@ -309,6 +324,7 @@ class SpreadCpu {
         apply_listed(t, p, source, columns, combined, image, kKeep, scratch);
       }
       if (t.wants_dots) add_dots(t, p, n, columns, image, unit, scratch);
+      if (is_result) break;
       Position at = p;
       at.n = n;
       at.c += t.channel_begin;
@@ -323,10 +339,27 @@ class SpreadCpu {
               {nullptr, nullptr, false, t.map.dtype});
   }
 
-  // A max-pooled branch: what was taken from the columns of the row at p.
-  void add_up_pool(const Target& t, const Position& p, int32_t n, Range source, int64_t columns,
-                   acc_t* to, Scratch& scratch) const {
+  // A max-pooled branch: what was taken from rows of a channel, p's and those after it.
+  void add_up_pooled_rows(const Target& t, const Position& p, int32_t n, int64_t columns, acc_t* to,
+                          Scratch& scratch) const {
+    const Map& grad = params_.grad;
+    const auto first = static_cast<int32_t>(p.at[0] * t.map.size[3] + p.at[1]);
+    const auto count = static_cast<int32_t>(columns / t.rows.width);
+    begin_list(t, 1, scratch);
+    t.pool->add_up_rows(n, p.c, {first, first + count}, params_.index[t.branch],
+                        params_.wide_index[t.branch], to, [&](int32_t d, int32_t h) {
+                          scratch.count = 0;
+                          list_row(t, n, p.c + t.channel_begin, d, h, 0, acc_t(1), scratch);
+                          copy_rows(t, {grad.size[4], 1, grad.stride[4], grad.stride[1]}, scratch);
+                          return static_cast<const acc_t*>(scratch.taps[0]);
+                        });
+  }
+
+  // The same of columns of the row at p, pixel by pixel.
+  void add_up_pooled_pixels(const Target& t, const Position& p, int32_t n, Range source,
+                            int64_t columns, acc_t* to, Scratch& scratch) const {
     const int64_t channels = t.rows.channels;
+    list_taps(t, p, {n, n + 1}, source, acc_t(1), scratch);
     t.pool->begin_gradient(source, channels, scratch.pool);
     copy_rows(t,
               {source.end - source.begin, channels, params_.grad.stride[4], params_.grad.stride[1]},
@@ -391,34 +424,44 @@ class SpreadCpu {
     const int32_t count_d = t.depth ? t.depth->count(p.at[0]) : 1;
     const int32_t count_h = t.height ? t.height->count(p.at[1]) : 1;
     const acc_t* weights_h = t.height ? t.height->weights(p.at[1]) : nullptr;
-    const int64_t most = static_cast<int64_t>(images.end - images.begin) * count_d * count_h;
-    const void** taps = room(scratch.taps, most);
-    acc_t* weights = room(scratch.weights, most);
-    int64_t* bit_offsets = t.gate ? room(scratch.bit_offsets, most) : nullptr;
-    const PixelWeights& pixels = params_.pixel_weights;
-    const bool weighs_pixels = pixels.has(t.branch);
-    const acc_t** of_pixels = weighs_pixels ? room(scratch.of_pixels, most) : nullptr;
-    const Map& grad = params_.grad;
+    begin_list(t, static_cast<int64_t>(images.end - images.begin) * count_d * count_h, scratch);
     const int64_t c = p.c + t.channel_begin;
-    const char* data =
-        static_cast<const char*>(grad.data) + c * grad_stride_[1] + source.begin * grad_stride_[4];
-    int32_t count = 0;
     for (int64_t n = images.begin; n < images.end; ++n) {
       for (int32_t d = first_d; d < first_d + count_d; ++d) {
         const acc_t weight = t.depth ? factor * t.depth->weights(p.at[0])[d - first_d] : factor;
-        for (int32_t h = first_h; h < first_h + count_h; ++h, ++count) {
-          taps[count] = data + n * grad_stride_[0] + d * grad_stride_[2] + h * grad_stride_[3];
-          weights[count] = weights_h ? weight * weights_h[h - first_h] : weight;
-          if (bit_offsets) bit_offsets[count] = offset_of(grad, n, c, d, h, source.begin);
-          if (of_pixels) {
-            of_pixels[count] = static_cast<const acc_t*>(pixels.data) + n * pixels.stride_n +
-                               t.branch * pixels.stride_b + (d * grad.size[3] + h) * grad.size[4] +
-                               source.begin;
-          }
+        for (int32_t h = first_h; h < first_h + count_h; ++h) {
+          list_row(t, n, c, d, h, source.begin,
+                   weights_h ? weight * weights_h[h - first_h] : weight, scratch);
         }
       }
     }
-    scratch.count = count;
+  }
+
+  // Makes the list of rows empty, with room for so many.
+  void begin_list(const Target& t, int64_t most, Scratch& scratch) const {
+    room(scratch.taps, most);
+    room(scratch.weights, most);
+    if (t.gate) room(scratch.bit_offsets, most);
+    if (params_.pixel_weights.has(t.branch)) room(scratch.of_pixels, most);
+    scratch.count = 0;
+  }
+
+  // Lists a row of the gradient, from a column on.
+  void list_row(const Target& t, int64_t n, int64_t c, int32_t d, int32_t h, int32_t column,
+                acc_t weight, Scratch& scratch) const {
+    const Map& grad = params_.grad;
+    const int32_t i = scratch.count++;
+    scratch.taps[i] = static_cast<const char*>(grad.data) + n * grad_stride_[0] +
+                      c * grad_stride_[1] + d * grad_stride_[2] + h * grad_stride_[3] +
+                      column * grad_stride_[4];
+    scratch.weights[i] = weight;
+    if (t.gate) scratch.bit_offsets[i] = offset_of(grad, n, c, d, h, column);
+    const PixelWeights& pixels = params_.pixel_weights;
+    if (pixels.has(t.branch)) {
+      scratch.of_pixels[i] = static_cast<const acc_t*>(pixels.data) + n * pixels.stride_n +
+                             t.branch * pixels.stride_b + (d * grad.size[3] + h) * grad.size[4] +
+                             column;
+    }
   }
 
   // to = `columns` pixels of the listed rows, gated and combined.
@@ -541,7 +584,8 @@ class SpreadCpu {
     }
   }
 
-  // Adds <sum, x_b> over the columns of the row at p to the gradients of the weights of image n.
+  // Adds <sum, x_b> over the columns of the row at p, and of those after it, to the gradients of
+  // the weights of image n.
   void add_dots(const Target& t, const Position& p, int64_t n, int64_t columns, const acc_t* sum,
                 int64_t unit, Scratch& scratch) {
     const Weights& weights = params_.weights;
@@ -553,14 +597,19 @@ class SpreadCpu {
     double* dots = dots_[unit * kMaxBranches + t.branch].from(group, by_channel ? channels : 1);
     const int64_t (&stride)[kDims] = params_.input_stride[t.branch];
     const DType dtype = params_.input_dtype[t.branch];
-    const int64_t length = columns * channels;
-    const acc_t* value =
-        loaded(scratch.copies, advance(params_.inputs[t.branch], dtype, offset_in(stride, p)),
-               dtype, {columns, channels, stride[4], stride[1]}, ops_);
-    if (by_channel) {
-      ops_.dot(sum, value, columns, channels, dots);
-    } else {
-      ops_.dot(sum, value, length, 1, dots);
+    // Rows of a channel that follow each other are one run where the input is dense, too.
+    const int64_t run = t.dense_inputs ? columns : std::min(columns, t.rows.width);
+    Position row = p;
+    for (int64_t done = 0; done < columns; done += run, sum += run * channels) {
+      const acc_t* value =
+          loaded(scratch.copies, advance(params_.inputs[t.branch], dtype, offset_in(stride, row)),
+                 dtype, {run, channels, stride[4], stride[1]}, ops_);
+      if (by_channel) {
+        ops_.dot(sum, value, run, channels, dots);
+      } else {
+        ops_.dot(sum, value, run * channels, 1, dots);
+      }
+      next_row(t.map, row);
     }
   }
 
