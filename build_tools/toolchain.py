@@ -230,11 +230,11 @@ def available_memory_gb() -> float | None:
     return min(amounts) if amounts else None
 
 
-def default_jobs() -> int:
-    """One compiler per core, and 2 GB for each: nvcc on templates takes that much."""
+def default_jobs(gigabytes: float = 2) -> int:
+    """One process per core, if there is so much memory for each: nvcc on templates takes 2 GB."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # only Linux has it
         cores = os.cpu_count() or 1
     memory = available_memory_gb()
-    return max(1, cores if memory is None else min(cores, int(memory / 2)))
+    return max(1, cores if memory is None else min(cores, int(memory / gigabytes)))

@@ -134,6 +134,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )  # fmt: skip
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--support-report") and getattr(config.option, "numprocesses", None):
+        raise pytest.UsageError("--support-report: one process has to see all tests; without -n")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     _RUN.current = set()
