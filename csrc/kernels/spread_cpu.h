@@ -100,6 +100,7 @@ class SpreadCpu {
     bool wants_dots;
     std::optional<MaxPoolCpu<acc_t>> pool{};
     Table depth{}, height{}, width{};
+    TapRows<acc_t> depth_rows{}, height_rows{};
     Taps<acc_t> taps{};  // of the width
     // How the row operations walk the gradient's rows: as one long run, pixel by pixel, or only
     // after they were copied.
@@ -174,6 +175,8 @@ class SpreadCpu {
     };
     make(t.depth, 0, TableUse::kLists);
     make(t.height, 1, TableUse::kLists);
+    if (t.depth) t.depth_rows = t.depth->rows();
+    if (t.height) t.height_rows = t.height->rows();
     make(t.width, 2, map.channels_last ? TableUse::kPairs : TableUse::kBlocks);
     if (is_max_pool(branch)) t.pool.emplace(branch, grad, ops_);
     if (t.width) t.taps = t.width->view();
@@ -226,7 +229,11 @@ class SpreadCpu {
         write_row(t, p, source, columns * together, offset, unit, nullptr, scratch);
         row += together;
         offset += together * stride;
-        for (int64_t i = 0; i < together; ++i) next_row(t.map, p);
+        if (together == 1) {
+          next_row(t.map, p);
+        } else {
+          p = position_of(t.map, offset);
+        }
       }
       return;
     }
@@ -386,12 +393,11 @@ class SpreadCpu {
   // column source.begin on.
   void list_taps(const Target& t, const Position& p, Range images, Range source, acc_t factor,
                  Scratch& scratch) const {
-    const int32_t first_d = t.depth ? t.depth->first(p.at[0]) : p.at[0];
-    const int32_t first_h = t.height ? t.height->first(p.at[1]) : p.at[1];
-    const int32_t count_d = t.depth ? t.depth->count(p.at[0]) : 1;
-    const int32_t count_h = t.height ? t.height->count(p.at[1]) : 1;
-    const acc_t* weights_h = t.height ? t.height->weights(p.at[1]) : nullptr;
-    const int64_t most = static_cast<int64_t>(images.end - images.begin) * count_d * count_h;
+    const Range depth = t.depth_rows.of(p.at[0]), height = t.height_rows.of(p.at[1]);
+    const acc_t* weights_d = t.depth_rows.weights_of(p.at[0]);
+    const acc_t* weights_h = t.height_rows.weights_of(p.at[1]);
+    const int64_t most = static_cast<int64_t>(images.end - images.begin) *
+                         (depth.end - depth.begin) * (height.end - height.begin);
     const void** taps = room(scratch.taps, most);
     acc_t* weights = room(scratch.weights, most);
     int64_t* bit_offsets = t.gate ? room(scratch.bit_offsets, most) : nullptr;
@@ -404,11 +410,11 @@ class SpreadCpu {
         static_cast<const char*>(grad.data) + c * grad_stride_[1] + source.begin * grad_stride_[4];
     int32_t count = 0;
     for (int64_t n = images.begin; n < images.end; ++n) {
-      for (int32_t d = first_d; d < first_d + count_d; ++d) {
-        const acc_t weight = t.depth ? factor * t.depth->weights(p.at[0])[d - first_d] : factor;
-        for (int32_t h = first_h; h < first_h + count_h; ++h, ++count) {
+      for (int32_t d = depth.begin; d < depth.end; ++d) {
+        const acc_t weight = weights_d ? factor * weights_d[d - depth.begin] : factor;
+        for (int32_t h = height.begin; h < height.end; ++h, ++count) {
           taps[count] = data + n * grad_stride_[0] + d * grad_stride_[2] + h * grad_stride_[3];
-          weights[count] = weights_h ? weight * weights_h[h - first_h] : weight;
+          weights[count] = weights_h ? weight * weights_h[h - height.begin] : weight;
           if (bit_offsets) bit_offsets[count] = offset_of(grad, n, c, d, h, source.begin);
           if (of_pixels) {
             of_pixels[count] = static_cast<const acc_t*>(pixels.data) + n * pixels.stride_n +
