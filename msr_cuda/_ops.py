@@ -29,7 +29,9 @@ gather_extended: Any = None
 gather_out: Any = None
 gather_many: Any = None
 spread: Any = None
+spread_short: Any = None
 spread_full: Any = None
+spread_full_short: Any = None
 spread_extended: Any = None
 pixel_weight_grads: Any = None
 cross_entropy: Any = None
@@ -295,6 +297,7 @@ if _extension.LOADED:
     gather_many = torch.ops.msr_cuda.gather_many.default
     spread = torch.ops.msr_cuda.spread.default
     spread_full = torch.ops.msr_cuda.spread.full
+    spread_short, spread_full_short = spread._op, spread_full._op  # the same outside of graphs
     spread_extended = torch.ops.msr_cuda.spread.extended
     pixel_weight_grads = torch.ops.msr_cuda.pixel_weight_grads.default
     cross_entropy = torch.ops.msr_cuda.cross_entropy.default

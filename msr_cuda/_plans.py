@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from . import _spec, _validate, autograd
 from ._validate import ModeName, ScaleFactor, Size
@@ -71,18 +72,17 @@ def find(
     key: tuple[Any, ...] | None = None
     # Graphs have symbols for sizes, batched maps have no strides, and memory that is given has to
     # be looked at each time.
-    if out is None and not torch.compiler.is_compiling() and not _spec.in_functorch():
+    if out is None and not is_compiling() and not _spec.in_functorch():
         try:
             key = _key(
                 rules, inputs, size, mode, align_corners, antialias, scale_factors, activation,
                 dtype, keep_scales,
             )  # fmt: skip
             found = _kept.get(key)
-        except (AttributeError, RuntimeError, TypeError):
-            key = None  # what is wrong, if anything is, validation says best
-        else:
             if found is not None:
                 return found
+        except (AttributeError, RuntimeError, TypeError):
+            key = None  # what is wrong, if anything is, validation says best
     call = _validate.prepare(
         name, inputs, size, mode, align_corners, antialias, scale_factors, activation, dtype,
         keep_scales=keep_scales, out=out, **rules.options,
@@ -104,7 +104,9 @@ def _key(
     align_corners: bool | Sequence[bool | None] | None,
     antialias: bool | Sequence[bool],
     scale_factors: float | Sequence[ScaleFactor | None] | None,
-    *others: object,
+    activation: str | None,
+    dtype: torch.dtype | None,
+    keep_scales: bool,
 ) -> tuple[Any, ...]:
     """Equal keys mean equal calls.
 
@@ -124,7 +126,9 @@ def _key(
         antialias = _flags(antialias)
     if scale_factors is not None:
         scale_factors = _numbers(scale_factors, _REALS)
-    key = [rules, size, mode, align_corners, antialias, scale_factors, *others]
+    key: list[Any] = [
+        rules, size, mode, align_corners, antialias, scale_factors, activation, dtype, keep_scales,
+    ]  # fmt: skip
     for x in inputs:
         # Of a contiguous map, strides tell nothing more.
         key += (type(x), x.dtype, x.device, x.shape, x.is_contiguous() or x.stride())

@@ -536,9 +536,11 @@ def _run(
     accumulate: bool = False,
 ) -> Tensor:
     """Runs a call on a kernel, or by the reference ``plain``, and tells the observers."""
-    plan = planned.plan
-    reasons = _dispatch.reasons_for_reference(name, impl, inputs, (), planned.device_type)
-    if out is not None:
+    plan, _, device_type = planned
+    reasons = _dispatch.reasons_for_reference(name, impl, inputs, (), device_type)
+    if out is None and not reasons and factors is _NO_FACTORS:
+        output = autograd.gather(plan, inputs)
+    elif out is not None:
         _validate.check_no_grad(name, [*inputs, *factors[:3], out])
         if not reasons:
             autograd.gather_into(out, _gather(plan, inputs, factors), accumulate)
@@ -549,8 +551,6 @@ def _run(
         output = out
     elif reasons:
         output = _run_plain(plain, planned.with_maps(inputs), factors)
-    elif factors is _NO_FACTORS:
-        output = autograd.gather(plan, inputs)
     elif factors.are_simple():
         output = autograd.gather(plan, inputs, factors.weights)
     else:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import pathlib
+import sys
 import threading
+import types
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +18,17 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import msr_cuda
-from msr_cuda import Pool, _ops, _plans, _spec, resample, resample_cat, resample_max, resample_sum
+from msr_cuda import (
+    Pool,
+    _extension,
+    _ops,
+    _plans,
+    _spec,
+    resample,
+    resample_cat,
+    resample_max,
+    resample_sum,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +87,42 @@ def test_gradients_are_those_of_the_first_call(call: Callable[..., Tensor]) -> N
         for grad, expected in zip(grads, both, strict=True):
             assert grad is None or (expected is not None and torch.equal(grad, expected))
     assert [grad is None for grad in found[2]] == [grad is None for grad in both]
+
+
+def own_calls(call: Callable[[], object]) -> list[str]:
+    """The package's functions that ``call`` runs in this thread, in order."""
+    package = pathlib.Path(msr_cuda.__file__).parent
+    found = []
+
+    def profile(frame: types.FrameType, event: str, argument: object) -> None:
+        if event == "call" and package in pathlib.Path(frame.f_code.co_filename).parents:
+            found.append(frame.f_code.co_name)
+
+    sys.setprofile(profile)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return found
+
+
+def test_a_repeated_call_runs_few_functions() -> None:
+    """The host time of a tiny call is that of the functions it goes through."""
+    if not _extension.has_kernels("cpu"):
+        pytest.skip("the reference is planned anew each time")
+    inputs = [x.requires_grad_() for x in maps()]
+    for activation in (None, "relu"):
+        call = functools.partial(resample_cat, inputs, activation=activation)
+        output = call()
+        gradients = functools.partial(output.backward, torch.ones_like(output), retain_graph=True)
+        gradients()
+        with torch.no_grad():
+            called = own_calls(call)
+        assert called[0] == "resample_cat" and len(called) <= 10, called
+        called = own_calls(call)
+        assert "forward" in called and len(called) <= 13, called
+        called = own_calls(gradients)
+        assert called[0] == "backward" and len(called) <= 6, called
 
 
 def test_no_tensor_is_kept() -> None:

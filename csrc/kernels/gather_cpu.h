@@ -117,14 +117,16 @@ class GatherCpu {
     const Map& out = params_.out;
     const int64_t last = std::min(rows_.count, end * rows_per_chunk_);
     int64_t offset = begin * rows_per_chunk_ * rows_.width * rows_.channels;
+    int64_t chunk_end = begin * rows_per_chunk_;
     Position p = position_of(out, offset);
-    for (int64_t row = begin * rows_per_chunk_; row < last;) {
+    for (int64_t row = chunk_end; row < last;) {
       // Not beyond the chunk: which rows a thread does may not show in a bit.
-      const int64_t chunk_end = std::min(last, (row / rows_per_chunk_ + 1) * rows_per_chunk_);
+      if (row == chunk_end) chunk_end = std::min(last, chunk_end + rows_per_chunk_);
       const int64_t together = rows_together(p, chunk_end - row);
       if (together > 1) {
         run_tile(p, 0, together * rows_.width, offset, scratch);
         offset += together * rows_.width;
+        p = position_of(out, offset);
       } else {
         for (int64_t tile = 0; p.at[2] < rows_.width; ++tile) {
           const int64_t columns = std::min(tile_, rows_.width - p.at[2]);
@@ -132,10 +134,10 @@ class GatherCpu {
           offset += columns * rows_.channels;
           p.at[2] += static_cast<int32_t>(columns);
         }
+        next_row(out, p);
+        p.at[2] = 0;
       }
       row += together;
-      for (int64_t i = 0; i < together; ++i) next_row(out, p);
-      p.at[2] = 0;
     }
     if (params_.mask && last == rows_.count) {
       // The mask ends with a whole 32-bit word, as warps write it: no bit of it may stay unwritten.
@@ -204,6 +206,7 @@ class GatherCpu {
     int64_t channel_begin, channels;  // in the output
     int64_t column_stride, channel_stride;
     Table depth, height, width;  // in channels_last always one of the width
+    TapRows<acc_t> depth_rows{}, height_rows{};
     // The rows that a destination reads are neighbours: the last bits of depth and height tell
     // apart as many as there are.
     int32_t depth_mask, height_mask;
@@ -246,20 +249,19 @@ class GatherCpu {
 
   // How many rows from p's on, up to `rows`, are one run in every source that they read.
   int64_t rows_together(const Position& p, int64_t rows) const {
-    if (params_.out.channels_last) return 1;
+    if (params_.out.channels_last || (is_cat_ ? has_bits_ : !dense_images_)) return 1;
     const int64_t per_plane = params_.out.size[2] * params_.out.size[3];
     const int64_t before = p.at[0] * params_.out.size[3] + p.at[1];
     if (!is_cat_) {
       const int64_t planes = params_.weights.stride_c == 0 ? params_.out.size[1] - p.c : 1;
       const int64_t most = std::min(rows, std::max<int64_t>(1, tile_ / rows_.width));
-      return dense_images_ ? std::min(most, planes * per_plane - before) : 1;
+      return std::min(most, planes * per_plane - before);
     }
-    if (has_bits_) return 1;
     for (int b = 0; b < params_.num_branches; ++b) {
       const Source& s = sources_[b];
       if (!has_channel(s, p.c)) continue;
-      const int64_t rest = (s.channel_begin + s.channels - p.c) * per_plane - before;
-      return s.dense_image ? std::min(rows, rest) : 1;
+      if (!s.dense_image) return 1;
+      return std::min(rows, (s.channel_begin + s.channels - p.c) * per_plane - before);
     }
     return 1;
   }
@@ -287,6 +289,8 @@ class GatherCpu {
     all_taps_ += std::max(1, most_d * most_h);
     s.depth_mask = power_of_two_from(most_d) - 1;
     s.height_mask = power_of_two_from(most_h) - 1;
+    if (s.depth) s.depth_rows = s.depth->rows();
+    if (s.height) s.height_rows = s.height->rows();
     make(s.width, 2, planar ? TableUse::kBlocks : TableUse::kPairs);
     if (s.width) s.taps = s.width->view();
     const auto sums = [&](int axis) {
@@ -483,27 +487,29 @@ class GatherCpu {
   // behind `count` that are listed already.
   void list_taps(const Source& s, const Position& p, int32_t begin, Scratch& scratch,
                  int32_t count = 0) const {
-    const auto b = static_cast<int>(&s - sources_);
-    const acc_t factor = weight_of<acc_t>(params_.weights, b, p.n, p.c);
+    const acc_t factor =
+        s.weighted ? weight_of<acc_t>(params_.weights, static_cast<int>(&s - sources_), p.n, p.c)
+                   : acc_t(1);
     const char* data = plane(s, p) + begin * s.stride[4];
-    const int32_t first_d = s.depth ? s.depth->first(p.at[0]) : p.at[0];
-    const int32_t first_h = s.height ? s.height->first(p.at[1]) : p.at[1];
-    const int32_t count_d = s.depth ? s.depth->count(p.at[0]) : 1;
-    const int32_t count_h = s.height ? s.height->count(p.at[1]) : 1;
-    const acc_t* weights_h = s.height ? s.height->weights(p.at[1]) : nullptr;
-    for (int32_t d = first_d; d < first_d + count_d; ++d) {
-      const acc_t weight = s.depth ? factor * s.depth->weights(p.at[0])[d - first_d] : factor;
-      for (int32_t h = first_h; h < first_h + count_h; ++h) {
-        scratch.taps[count] = data + d * s.stride[2] + h * s.stride[3];
-        scratch.weights[count] = weights_h ? weight * weights_h[h - first_h] : weight;
-        scratch.slots[count] = (d & s.depth_mask) * (s.height_mask + 1) + (h & s.height_mask);
+    const Range depth = s.depth_rows.of(p.at[0]), height = s.height_rows.of(p.at[1]);
+    const acc_t* weights_d = s.depth_rows.weights_of(p.at[0]);
+    const acc_t* weights_h = s.height_rows.weights_of(p.at[1]);
+    const void** taps = scratch.taps.data();
+    acc_t* weights = scratch.weights.data();
+    int32_t* slots = scratch.slots.data();
+    for (int32_t d = depth.begin; d < depth.end; ++d) {
+      const acc_t weight = weights_d ? factor * weights_d[d - depth.begin] : factor;
+      for (int32_t h = height.begin; h < height.end; ++h) {
+        taps[count] = data + d * s.stride[2] + h * s.stride[3];
+        weights[count] = weights_h ? weight * weights_h[h - height.begin] : weight;
+        slots[count] = (d & s.depth_mask) * (s.height_mask + 1) + (h & s.height_mask);
         ++count;
       }
     }
     if (s.makes_up && std::isfinite(factor)) {
       // As in the tables: the largest takes up what rounding left.
       acc_t* const end = scratch.weights.data() + count;
-      acc_t* const begin = end - count_d * count_h;
+      acc_t* const begin = end - (depth.end - depth.begin) * (height.end - height.begin);
       ExactSum rest;
       rest.add(static_cast<double>(factor));
       for (const acc_t* weight = begin; weight != end; ++weight)

@@ -100,6 +100,7 @@ class SpreadCpu {
     bool wants_dots;
     std::optional<MaxPoolCpu<acc_t>> pool{};
     Table depth{}, height{}, width{};
+    TapRows<acc_t> depth_rows{}, height_rows{};
     Taps<acc_t> taps{};  // of the width
     // How the row operations walk the gradient's rows: as one long run, pixel by pixel, or only
     // after they were copied.
@@ -175,6 +176,8 @@ class SpreadCpu {
     };
     make(t.depth, 0, TableUse::kLists);
     make(t.height, 1, TableUse::kLists);
+    if (t.depth) t.depth_rows = t.depth->rows();
+    if (t.height) t.height_rows = t.height->rows();
     make(t.width, 2, map.channels_last ? TableUse::kPairs : TableUse::kBlocks);
     if (is_max_pool(branch)) t.pool.emplace(branch, grad, ops_);
     if (t.width) t.taps = t.width->view();
@@ -217,14 +220,21 @@ class SpreadCpu {
     p.at[2] = begin;
     const int64_t columns = end - begin, stride = rows.width * rows.channels;
     int64_t offset = first * stride + begin * rows.channels;
+    const auto step_over = [&](int64_t count) {  // several are whole rows of one channel
+      offset += count * stride;
+      if (count == 1) {
+        next_row(t.map, p);
+      } else {
+        p = position_of(t.map, offset);
+      }
+    };
     if (t.extended) {
       const bool by_channel = t.pool && !t.map.channels_last;
       for (int64_t row = first; row < last;) {
         const int64_t together = by_channel ? rows_together(t, p, row, last, 1) : 1;
         write_extended_rows(t, p, source, columns * together, offset, unit, scratch);
         row += together;
-        offset += together * stride;
-        for (int64_t i = 0; i < together; ++i) next_row(t.map, p);
+        step_over(together);
       }
       return;
     }
@@ -235,8 +245,7 @@ class SpreadCpu {
         if (t.wants_dots) together = std::min(together, std::max<int64_t>(1, kTile / rows.width));
         write_row(t, p, source, columns * together, offset, unit, nullptr, scratch);
         row += together;
-        offset += together * stride;
-        for (int64_t i = 0; i < together; ++i) next_row(t.map, p);
+        step_over(together);
       }
       return;
     }
@@ -251,8 +260,7 @@ class SpreadCpu {
       }
       for (int64_t i = 0; i < count; ++i) {
         write_row(t, p, source, columns, offset, unit, row_of(scratch, i, 0), scratch);
-        offset += stride;
-        next_row(t.map, p);
+        step_over(1);
       }
     }
   }
@@ -419,19 +427,20 @@ class SpreadCpu {
   // column source.begin on.
   void list_taps(const Target& t, const Position& p, Range images, Range source, acc_t factor,
                  Scratch& scratch) const {
-    const int32_t first_d = t.depth ? t.depth->first(p.at[0]) : p.at[0];
-    const int32_t first_h = t.height ? t.height->first(p.at[1]) : p.at[1];
-    const int32_t count_d = t.depth ? t.depth->count(p.at[0]) : 1;
-    const int32_t count_h = t.height ? t.height->count(p.at[1]) : 1;
-    const acc_t* weights_h = t.height ? t.height->weights(p.at[1]) : nullptr;
-    begin_list(t, static_cast<int64_t>(images.end - images.begin) * count_d * count_h, scratch);
+    const Range depth = t.depth_rows.of(p.at[0]), height = t.height_rows.of(p.at[1]);
+    const acc_t* weights_d = t.depth_rows.weights_of(p.at[0]);
+    const acc_t* weights_h = t.height_rows.weights_of(p.at[1]);
+    begin_list(t,
+               static_cast<int64_t>(images.end - images.begin) * (depth.end - depth.begin) *
+                   (height.end - height.begin),
+               scratch);
     const int64_t c = p.c + t.channel_begin;
     for (int64_t n = images.begin; n < images.end; ++n) {
-      for (int32_t d = first_d; d < first_d + count_d; ++d) {
-        const acc_t weight = t.depth ? factor * t.depth->weights(p.at[0])[d - first_d] : factor;
-        for (int32_t h = first_h; h < first_h + count_h; ++h) {
+      for (int32_t d = depth.begin; d < depth.end; ++d) {
+        const acc_t weight = weights_d ? factor * weights_d[d - depth.begin] : factor;
+        for (int32_t h = height.begin; h < height.end; ++h) {
           list_row(t, n, c, d, h, source.begin,
-                   weights_h ? weight * weights_h[h - first_h] : weight, scratch);
+                   weights_h ? weight * weights_h[h - height.begin] : weight, scratch);
         }
       }
     }

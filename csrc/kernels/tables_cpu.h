@@ -10,6 +10,23 @@
 
 namespace msr {
 
+// The taps of an axis whose rows are listed one by one, for each row of the result; of an axis that
+// keeps its size, that row. Pointers into a table, which every row would otherwise have to find.
+template <typename acc_t>
+struct TapRows {
+  const int32_t* first = nullptr;
+  const int32_t* count;
+  const int64_t* start;
+  const acc_t* weights;
+
+  Range of(int32_t row) const {
+    if (!first) return {row, row + 1};
+    return {first[row], first[row] + count[row]};
+  }
+  // Of the first tap of the row; null: one tap, of weight one.
+  const acc_t* weights_of(int32_t row) const { return first ? weights + start[row] : nullptr; }
+};
+
 template <typename acc_t>
 class TapTable {
  public:
@@ -46,6 +63,9 @@ class TapTable {
     }
   }
 
+  TapRows<acc_t> rows() const {
+    return {first_.data(), count_.data(), start_.data(), weights_.data()};
+  }
   int32_t first(int32_t row) const { return first_[row]; }
   int32_t count(int32_t row) const { return count_[row]; }
   const acc_t* weights(int32_t row) const { return weights_.data() + start_[row]; }

@@ -73,9 +73,8 @@ def gather(
             needs_grad = needs_grad or (factor is not None and factor.requires_grad)
     if torch.is_grad_enabled():
         for x in inputs:
-            needs_grad = needs_grad or x.requires_grad
-        if needs_grad:
-            return _differentiable(plan, inputs, weights, pixel_weights, extended)
+            if needs_grad or x.requires_grad:
+                return _differentiable(plan, inputs, weights, pixel_weights, extended)
     if extended:
         return raw_extended(plan, inputs, weights, pixel_weights, plan.spec)[0]
     return raw_gather(plan, inputs, weights, None, plan.spec)[0]

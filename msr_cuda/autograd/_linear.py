@@ -98,15 +98,38 @@ def made(plan: Plan | PlanNumbers, inputs: Sequence[Tensor]) -> Plan:
 class _Adjoint:
     """The backward of an unweighted gather, but for its tensors."""
 
-    __slots__ = ("passing", "places", "requests", "sizes")
+    __slots__ = ("arguments", "none", "passing", "places", "rare", "scales", "traced", "windows")
 
     def __init__(self, plan: Plan, needs: Sequence[bool], gated: bool) -> None:
+        """``needs``: whether gradients are needed of the maps; ``gated``: by way of a mask."""
         requests = plan.requests(needs)
         self.passing: list[Passing] = []
         if not gated:
             self.passing, requests = passing(plan.shapes, plan.size, plan.spec, requests)
         self.places = [i for i, bits in enumerate(requests) if bits & _spec.REQUEST_WANTED]
-        self.sizes, self.requests = flat(plan.shapes), packed(requests)
+        self.arguments = flat(plan.shapes), plan.spec, packed(requests)
+        self.none: list[Tensor | None] = [None] * len(needs)
+        self.scales, self.windows = plan.scales, plan.windows
+        self.rare = bool(self.windows or plan.spec & _spec.LEAKY_GATE)
+        self.traced = plan.traced
+
+    def gradients(self, grad: Tensor, gate: Tensor | None) -> list[Tensor | None]:
+        """Of the maps; those of maps that passed through are views of ``grad``."""
+        grads = self.none.copy()
+        for one in self.passing:
+            grads[one.place] = one.converted(one.view(grad))
+        if not self.places:
+            return grads
+        found: Sequence[Tensor]
+        if self.traced or self.rare:
+            found = raw_spread(grad, gate, None, (), *self.arguments, self.scales, self.windows)[0]
+        elif gate is None and not self.scales:
+            found = _ops.spread_short(grad, *self.arguments)
+        else:
+            found = _ops.spread_full_short(grad, gate, None, (), *self.arguments, self.scales)[0]
+        for place, value in zip(self.places, found, strict=True):
+            grads[place] = value
+        return grads
 
 
 class GatherFunction(torch.autograd.Function):
@@ -120,7 +143,9 @@ class GatherFunction(torch.autograd.Function):
         gate: Tensor | None,
         *inputs: Tensor,
     ) -> Tensor:
-        ctx.plan = plan = made(plan, inputs)
+        if isinstance(plan, PlanNumbers):
+            plan = made(plan, inputs)
+        ctx.plan = plan
         if plan.saves:
             output, gate = raw_gather(plan, inputs, weights, gate, plan.spec | _spec.SAVE)
         else:
@@ -141,7 +166,8 @@ class GatherFunction(torch.autograd.Function):
         if twice():
             grads, d_weights = _higher_gradients(plan, needs, grad, gate, weights, values)
         elif weights is None:
-            grads = _gradients(plan, needs, grad, gate)
+            gated = gate is not None
+            grads = plan.keep((needs, gated), _Adjoint, needs, gated).gradients(grad, gate)
         else:
             requests = plan.requests(needs)
             wanted, dots = raw_spread(
@@ -300,25 +326,6 @@ def passing(
             left[i] &= ~_spec.REQUEST_WANTED
         channel += shape[1]
     return found, left
-
-
-def _gradients(
-    plan: Plan, needs: tuple[bool, ...], grad: Tensor, gate: Tensor | None
-) -> list[Tensor | None]:
-    """Gradients of an unweighted gather; maps that passed through get views of ``grad``."""
-    gated = gate is not None
-    adjoint = plan.keep((needs, gated), _Adjoint, needs, gated)
-    grads: list[Tensor | None] = [None] * len(needs)
-    for one in adjoint.passing:
-        grads[one.place] = one.converted(one.view(grad))
-    if adjoint.places:
-        found = raw_spread(
-            grad, gate, None, (), adjoint.sizes, plan.spec, adjoint.requests, plan.scales,
-            plan.windows,
-        )[0]  # fmt: skip
-        for place, value in zip(adjoint.places, found, strict=True):
-            grads[place] = value
-    return grads
 
 
 def spread(
