@@ -499,7 +499,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines.append("")
     for row in rows:
         if "commit" in row:  # it was run later than the others
-            lines += [f"At {row['commit'][:12]}: {row['about']}.", ""]
+            lines += [f"Run later, at {row['commit'][:12]}: {row['about']}.", ""]
     for row in rows:
         if row["said"]:
             lines += [f"- {row['about']}:", *(f"  `` {line} ``" for line in row["said"])]
