@@ -56,6 +56,21 @@ def test_links_lead_to_files(page: Path) -> None:
     assert lost == []
 
 
+#: Files and folders of the checkout, as text and commands name them.
+NAMED = re.compile(
+    r"(?<![\w/.-])((?:benchmarks|build_tools|csrc|docs|examples|msr_cuda|tests)/[\w./-]*\w)"
+)
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "benchmarks" / "README.md"], ids=lambda page: page.stem
+)
+def test_named_files_are_there(page: Path) -> None:
+    named = NAMED.findall(page.read_text(encoding="utf-8"))
+    lost = [name for name in named if not (ROOT / name).exists()]
+    assert [name for name in lost if not name.endswith("/DIR")] == []
+
+
 # ---------------------------------------------------------------------------- messages
 
 TROUBLESHOOTING = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
