@@ -76,6 +76,7 @@ def resample_cross_entropy(
         RuntimeError: a class index out of range. On CUDA nothing waits for the kernel, so it makes
             the loss NaN (and the gradient of the logits that its pixel reads), and the error is
             raised by a later call, or by :func:`check_errors`.
+        IndexError: the same in plain PyTorch, by PyTorch's own cross entropy.
 
     Source: :func:`torch.nn.functional.cross_entropy`; the gradient of a pixel's class c is
     ``p_c sum_k t_k w_k - t_c w_c`` for probabilities t, weights w and the softmax p of the logits.
