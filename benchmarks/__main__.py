@@ -150,8 +150,11 @@ def estimate(cells: Sequence[Cell], settings: Settings) -> str:
 def conclude(arguments: argparse.Namespace, found: results.Run, paths: Sequence[Path]) -> int:
     """The ratios, what was left out, the goals, the plots; returns the exit status."""
     rows = found.rows
-    print("\nHow many times msr_cuda's time the others take, over the sizes of a kind of cell:\n")
-    print(summary.ratios_table(summary.ratios(rows)))
+    if rows:
+        print(
+            "\nHow many times msr_cuda's time the others take, over the sizes of a kind of cell:\n"
+        )
+        print(summary.ratios_table(summary.ratios(rows)))
     for text in found.left_out:
         print(f"left out: {text}")
     for text in found.wrong:

@@ -3,7 +3,8 @@
 
     python build_tools/install_cases.py                  every case; a table on standard output
     python build_tools/install_cases.py isolated none    these alone (--list names them all)
-    python build_tools/install_cases.py --write DIR      and DIR/install.json
+    python build_tools/install_cases.py --write DIR      and DIR/install.json; of cases that are
+                                                         not run, it keeps what stands there
 
 Every case starts from a new virtual environment that holds the torch of that case and nothing else
 of use, and from a copy of the files that git tracks. pip runs as a user runs it, so with build
@@ -497,6 +498,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     lines.append("")
     for row in rows:
+        if "commit" in row:  # it was run later than the others
+            lines += [f"Run later, at {row['commit'][:12]}: {row['about']}.", ""]
+    for row in rows:
         if row["said"]:
             lines += [f"- {row['about']}:", *(f"  `` {line} ``" for line in row["said"])]
     return "\n".join(lines) + "\n"
@@ -523,6 +527,15 @@ def run_facts(place: Workplace, command: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def joined(earlier: Mapping[str, Any] | None, run: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A run of some cases put into the file of an earlier one; its rows name their commit."""
+    if earlier is None:
+        return run
+    rows = {row["case"]: row for row in earlier["cases"]}
+    rows |= {row["case"]: {**row, "commit": run["commit"]} for row in run["cases"]}
+    return {**earlier, "cases": [rows[case.name] for case in CASES if case.name in rows]}
+
+
 def main() -> int:
     """Runs the cases, prints the table; the exit status says whether all is as expected."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -539,6 +552,12 @@ def main() -> int:
         parser.error(f"expected of {', '.join(by_name)}, got {' '.join(unknown)}")
     place = Workplace(WORK)
     facts = run_facts(place, shlex.join(["python", "build_tools/install_cases.py", *sys.argv[1:]]))
+    path = arguments.write and arguments.write / NAME
+    earlier = None
+    if path and path.exists() and arguments.cases:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        if earlier["machine"] != facts["machine"] or earlier["versions"] != facts["versions"]:
+            parser.error(f"{path}: it is of another machine, or of other versions")
     rows = []
     for case in [by_name[name] for name in arguments.cases] or CASES:
         row = run_case(place, case)
@@ -546,10 +565,12 @@ def main() -> int:
         found = "; ".join(row["problems"]) or "as expected"
         text = f"{case.name}: {row['result']} after {row['seconds']:.0f} s: {found}"
         print(f"install_cases: {text}", file=sys.stderr, flush=True)
-        if arguments.write is not None:
-            arguments.write.mkdir(parents=True, exist_ok=True)
-            content = json.dumps({**facts, "cases": rows}, indent=1, ensure_ascii=False)
-            (arguments.write / NAME).write_text(content + "\n", encoding="utf-8")
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = json.dumps(
+                joined(earlier, {**facts, "cases": rows}), indent=1, ensure_ascii=False
+            )
+            path.write_text(content + "\n", encoding="utf-8")
     print(table(rows))
     return 1 if any(row["problems"] for row in rows) else 0
 

@@ -8,13 +8,14 @@ import os
 import sys
 from pathlib import Path
 
-from benchmarks import JSON_NAME, machine
+from benchmarks import JSON_NAME, TRAINING_NAME, machine
 from benchmarks.host import HostTime
 from benchmarks.readme import companions, host_table, speedup_table
 from benchmarks.results import load
 from benchmarks.runner import DIRECT
 from benchmarks.summary import cells_table, heading
 from benchmarks.text import markdown
+from benchmarks.training import training_table
 from msr_cuda.train.config import add_flags
 
 sys.path.insert(0, str(machine.ROOT / "build_tools"))
@@ -24,26 +25,37 @@ RESULTS = machine.ROOT / "benchmarks" / "results"
 
 
 def performance(folder: Path) -> str:
-    """Every committed result file of the operators, the newest of a machine first.
+    """Every committed result file of the benchmarks, the newest first.
 
     Args:
         folder: of the page that includes the text: links start there.
     """
     parts = []
-    for path in sorted(RESULTS.glob(f"*/{JSON_NAME}"), reverse=True):
-        content = load(path.parent)
-        rows = [row for row in content["measurements"] if row["launch"] == DIRECT]
-        parts += [
-            f"## {path.parent.name}",
-            f"{heading(content)}; by `{content['command']}`.",
-        ]
-        for plot in sorted(path.parent.glob("*.png")):
+    for results in sorted({path.parent for path in RESULTS.glob("*/*.csv")}, reverse=True):
+        parts.append(f"## {results.name}")
+        if (results / JSON_NAME).exists():
+            content = load(results)
+            rows = [row for row in content["measurements"] if row["launch"] == DIRECT]
+            parts.append(f"{heading(content)}; by `{content['command']}`.")
+        for plot in sorted(results.glob("*.png")):
             parts.append(f"![{plot.stem}]({os.path.relpath(plot, folder)})")
-        parts += ["### Speed-ups", speedup_table(rows), "### Every cell", cells_table(rows)]
-        if content.get("host"):
-            hosts = [HostTime(**row) for row in content["host"]]
-            parts += ["### A call on a tiny map, in microseconds of the host", host_table(hosts)]
-        parts += companions(path.parent)
+        if (results / JSON_NAME).exists():
+            parts += ["### Speed-ups", speedup_table(rows), "### Every cell", cells_table(rows)]
+            if hosts := [HostTime(**row) for row in content.get("host") or ()]:
+                parts.append("### A call on a tiny map, in microseconds of the host")
+                parts.append(host_table(hosts))
+        if others := companions(results):
+            parts += ["### Whole models, losses and decisions", *others]
+        training = results / f"{TRAINING_NAME}.json"
+        if training.exists():
+            content = json.loads(training.read_text(encoding="utf-8"))
+            parts.append(
+                "### A training, with the upsampled logits and without\n\n"
+                f"{heading(content)}; by `{content['command']}`. Loss: the mean of the last tenth. "
+                "Differences are those of single steps from eager's, as a share of it. The peak is "
+                "that of a step, with all that the network keeps."
+            )
+            parts.append(training_table(content["measurements"]))
     return "\n\n".join(parts) + "\n"
 
 

@@ -245,9 +245,10 @@ def conclude(demo: Demo, arguments: Sequence[str], seconds: float) -> None:
     show.line()
     show.line("  Next:")
     show.line("    python3 run.py test          the test suite, on this machine")
-    show.line("    python -m msr_cuda info      which kernels were built, and what is missing")
+    show.line("    python3 run.py setup         which kernels were built, and what is missing")
     show.line("    examples/hed.py              how to teach it a module of your own")
     show.line("    examples/checks.py           these checks, for a model of your own")
+    show.line("    README.md                    how to go on")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -2,7 +2,7 @@
 """Detection of digits on photographs, offline: trains, measures, draws.
 
     python examples/detection.py                    a quarter of an hour; writes detection/
-    python examples/detection.py --quick            seconds: shows that it runs, learns nothing
+    python examples/detection.py --quick            a minute: shows that it runs, learns nothing
 
 First a classifier learns digits of one size, each scale by itself. Then torchvision's Faster R-CNN
 starts from its trunk, with a feature pyramid network, and learns where digits of many sizes are,

@@ -55,7 +55,8 @@ def reasons_for_reference(
         device: the type of their device, if the caller knows it.
 
     Raises:
-        RuntimeError: ``impl="kernel"`` and there are reasons. ValueError: an unknown ``impl``.
+        RuntimeError: ``impl="kernel"`` and there are reasons.
+        ValueError: an unknown ``impl``.
     """
     if impl == "reference":
         return ['impl="reference"']

@@ -72,10 +72,11 @@ def resample_cross_entropy(
         logits), also for half logits.
 
     Raises:
-        ValueError, TypeError, RuntimeError: as :func:`resample`. RuntimeError: a class index out
-        of range. On CUDA nothing waits for the kernel, so it makes the loss NaN (and the gradient
-        of the logits that its pixel reads), and the error is raised by a later call, or by
-        :func:`check_errors`.
+        ValueError, TypeError, RuntimeError: as :func:`resample`.
+        RuntimeError: a class index out of range. On CUDA nothing waits for the kernel, so it makes
+            the loss NaN (and the gradient of the logits that its pixel reads), and the error is
+            raised by a later call, or by :func:`check_errors`.
+        IndexError: the same in plain PyTorch, by PyTorch's own cross entropy.
 
     Source: :func:`torch.nn.functional.cross_entropy`; the gradient of a pixel's class c is
     ``p_c sum_k t_k w_k - t_c w_c`` for probabilities t, weights w and the softmax p of the logits.
@@ -224,7 +225,8 @@ def check_errors(device: torch.device | str | int | None = None) -> None:
         device: a CUDA device; None: the current one.
 
     Raises:
-        RuntimeError: it names the index. ValueError: ``device`` is no CUDA device.
+        RuntimeError: it names the index.
+        ValueError: ``device`` is no CUDA device.
     """
     if device is not None and torch.device(device).type != "cuda":
         raise ValueError(f"check_errors: expected a CUDA device, got {device}")

@@ -35,7 +35,8 @@ class Pool:
             inside, as in TensorFlow, where a constant map stays constant.
 
     Raises:
-        ValueError: a value out of range. TypeError: a value of the wrong type.
+        ValueError: a value out of range.
+        TypeError: a value of the wrong type.
 
     Source: ``pool_output_shape`` of ATen's ``Pool.h``; TensorFlow's padding as documented for
     ``tf.nn``.
@@ -76,7 +77,7 @@ class Pool:
 
     @property
     def rank(self) -> int | None:
-        """The number of spatial axes that values were given for; None: single numbers only."""
+        """The number of spatial axes that values were given for; None if all are single numbers."""
         return next((len(value) for value in self._entries() if isinstance(value, tuple)), None)
 
     def window(self, axis: int, in_size: int) -> tuple[int, int, int, int]:

@@ -80,7 +80,8 @@ def resample(
         is, else contiguous. Never an alias of ``input``. An axis that keeps its size is copied.
 
     Raises:
-        ValueError: wrong rank, sizes, mode or scale factor. TypeError: not a floating-point tensor.
+        ValueError: wrong rank, sizes, mode or scale factor.
+        TypeError: not a floating-point tensor.
         RuntimeError: ``impl="kernel"`` and no kernel applies; the message lists every reason.
 
     Gradients of any order, deterministic on every device.

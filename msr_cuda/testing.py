@@ -23,9 +23,9 @@ TOLERANCES = {
     torch.bfloat16: (1.6e-2, 1e-5),
 }
 
-#: Swapped models in float64: allowed difference, relative to the tensor's largest magnitude.
+#: The allowed difference of swapped models in float64, relative to a tensor's largest magnitude.
 SWAPPED_RTOL = 1e-9
-#: Swapped models in lower precision: allowed error, relative to the unswapped model's.
+#: The allowed error of swapped models in lower precision, relative to the unswapped model's.
 SWAPPED_ERROR_RATIO = 2.0
 
 

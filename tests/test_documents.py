@@ -7,7 +7,9 @@ import importlib
 import re
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from conftest import require_or_skip
@@ -52,6 +54,21 @@ def test_links_lead_to_files(page: Path) -> None:
         if not link.startswith(MADE) and not (page.parent / link).exists()
     ]
     assert lost == []
+
+
+#: Files and folders of the checkout, as text and commands name them.
+NAMED = re.compile(
+    r"(?<![\w/.-])((?:benchmarks|build_tools|csrc|docs|examples|msr_cuda|tests)/[\w./-]*\w)"
+)
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "benchmarks" / "README.md"], ids=lambda page: page.stem
+)
+def test_named_files_are_there(page: Path) -> None:
+    named = NAMED.findall(page.read_text(encoding="utf-8"))
+    lost = [name for name in named if not (ROOT / name).exists()]
+    assert [name for name in lost if not name.endswith("/DIR")] == []
 
 
 # ---------------------------------------------------------------------------- messages
@@ -134,6 +151,55 @@ def test_site_needs_no_network(site: Path) -> None:
         assert found == [], path
     assert loads.search('<script src="https://example.org/x.js">')
     assert "<math" in (site / "api.html").read_text(encoding="utf-8")
+
+
+class _Links(HTMLParser):
+    """What a page links to and shows, and what can be linked to in it."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.links: set[str] = set()
+        self.anchors: set[str] = set()
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name in ("href", "src") and value and not re.match(r"\w+:", value):
+                self.links.add(value)
+            elif name == "id" and value:
+                self.anchors.add(value)
+
+
+def lost_links(folder: Path) -> list[tuple[str, str]]:
+    """Page and link, of pages, files, pictures and anchors that are not there."""
+    pages = {path.resolve(): _Links(path) for path in folder.rglob("*.html")}
+    lost = []
+    for page, found in pages.items():
+        for link in sorted(found.links):
+            name, _, anchor = unquote(link).partition("#")
+            target = (page.parent / name.partition("?")[0]).resolve() if name else page
+            there = target.exists() and (target not in pages or not anchor or
+                                         anchor in pages[target].anchors)  # fmt: skip
+            if not there:
+                lost.append((page.name, link))
+    return lost
+
+
+def test_site_links_lead_somewhere(site: Path, tmp_path: Path) -> None:
+    assert lost_links(site) == []
+    text = '<a href="#there" id="there"></a><a href="#x"></a><img src="x.png"><a href="x.html">'
+    (tmp_path / "page.html").write_text(text, encoding="utf-8")
+    assert [link for _, link in lost_links(tmp_path)] == ["#x", "x.html", "x.png"]
+
+
+def test_start_page_leads_to_every_page() -> None:
+    """Also without the side bar: by a link in its text, or in that of a page it leads to."""
+    text = (DOCS / "index.md").read_text(encoding="utf-8")
+    linked = set(re.findall(r"\]\((\S+)\.md\)", text))
+    pages = {path.stem for path in DOCS.glob("*.md")} - {"index"}
+    assert pages - linked <= {"api-swap", "api-train"}  # of which swap and train speak
+    for name in ("swap", "train"):
+        assert f"(api-{name}.md)" in (DOCS / f"{name}.md").read_text(encoding="utf-8")
 
 
 def test_site_has_every_public_name(site: Path) -> None:

@@ -70,6 +70,23 @@ Processing /wheels/numpy-2.4.6-cp311-cp311-linux_x86_64.whl
     ]
 
 
+def test_cases_run_later_join_the_others(install_cases: ModuleType) -> None:
+    def run(commit: str, **seconds: int) -> dict[str, object]:
+        rows = [{"case": name, "seconds": value} for name, value in seconds.items()]
+        return {"commit": commit, "cases": rows}
+
+    later = run("b", none=3, isolated=4)
+    assert install_cases.joined(None, later) is later
+    assert install_cases.joined(run("a", none=1, sdist=2), later) == {
+        "commit": "a",
+        "cases": [
+            {"case": "isolated", "seconds": 4, "commit": "b"},
+            {"case": "none", "seconds": 3, "commit": "b"},
+            {"case": "sdist", "seconds": 2},
+        ],
+    }
+
+
 def test_stand_ins_let_a_library_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A library needs another, which is then gone: its stand-in has the names."""
     if not all(shutil.which(tool) for tool in ("gcc", "nm", "readelf")):

@@ -97,6 +97,8 @@ def test_a_network_is_loaded_from_sealed_weights(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     key = tmp_path / "key"
+    assert main(["seal", str(weights), "--key", str(key)]) == 1
+    assert "there is no such file; --new-key makes one" in capsys.readouterr().err
     assert main(["seal", str(weights), "--key", str(key), "--new-key"]) == 0
     sealed = Path(capsys.readouterr().out.strip())
     assert sealed == tmp_path / "best.safetensors.sealed"

@@ -79,7 +79,8 @@ class PyramidBackbone(nn.Module):
     first; the keys are ``"0"``, ``"1"``, ... and those of ``extra``, as in torchvision's backbones.
 
     Raises:
-        ValueError: an encoder that is not 2-D, or that lacks a stage. TypeError: no encoder.
+        ValueError: an encoder that is not 2-D, or that lacks a stage.
+        TypeError: no encoder.
     """
 
     def __init__(

@@ -61,7 +61,8 @@ def fuse(
         Report: one entry for each module that a recipe knows, fused or not.
 
     Raises:
-        RuntimeError: see ``strict``. TypeError: ``model`` is not a module.
+        RuntimeError: see ``strict``.
+        TypeError: ``model`` is not a module.
 
     Warns:
         UserWarning: nothing was fused.
@@ -77,7 +78,7 @@ def unfuse(model: nn.Module) -> int:
 
     Raises:
         RuntimeError: the class of a swapped module was changed after it. Nothing has been changed
-        then.
+            then.
     """
     _registry.load_recipes()
     restore: list[tuple[nn.Module, ModuleType]] = []

@@ -128,7 +128,8 @@ def register(
             not.
 
     Raises:
-        TypeError: the class does more than override ``forward``. ValueError: ``target`` has a twin.
+        TypeError: the class does more than override ``forward``.
+        ValueError: ``target`` has a twin.
     """
     if not (isinstance(target, type) and issubclass(target, nn.Module)):
         raise TypeError(f"register: expected target to be a subclass of Module, got {target!r}")

@@ -167,7 +167,8 @@ def verify(
         Verification: what was compared, true if all of it passed.
 
     Raises:
-        RuntimeError: the model cannot be copied, or fails in float64. TypeError: ``inputs``.
+        RuntimeError: the model cannot be copied, or fails in float64.
+        TypeError: ``inputs`` is none of the three.
 
     Warns:
         UserWarning: nothing was fused.

@@ -27,8 +27,8 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
         Outcome: the same in every process.
 
     Raises:
-        TrainingError: what is wrong, and whether something has to be done about it. DataError: in
-            the data.
+        TrainingError: what is wrong, and whether something has to be done about it.
+        DataError: what is wrong with the data.
     """
     with joined(config.device) as processes:
         if console is None or not processes.is_first:

@@ -166,6 +166,8 @@ def _seal_command(arguments: argparse.Namespace) -> int:
             # For its owner alone, and never over another one.
             with open(arguments.key, "xb", opener=lambda p, f: os.open(p, f, 0o600)) as file:
                 file.write(new_key().hex().encode() + b"\n")
+        elif not arguments.key.exists():
+            raise TrainingError(f"{arguments.key}: there is no such file; --new-key makes one")
         target: Path = arguments.file.with_name(arguments.file.name + SUFFIX)
         return _write(target, seal(arguments.file.read_bytes(), read_key(arguments.key)))
 

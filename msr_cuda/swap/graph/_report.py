@@ -58,7 +58,7 @@ class GraphReport:
 
     @property
     def total(self) -> Traffic | None:
-        """The traffic of all swapped sites of which it is known; None: it is of none."""
+        """The traffic of all swapped sites of which it is known; None if it is of none."""
         known = [site.traffic for site in self.swapped if site.traffic is not None]
         return _measure.total(known) if known else None
 

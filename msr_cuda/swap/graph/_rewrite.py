@@ -55,7 +55,9 @@ def rewrite(
         GraphModule, GraphReport: a rewritten copy, and what was done.
 
     Raises:
-        TypeError: not a module. ValueError: an unknown ``fuse``. What the tracer raises.
+        TypeError: not a module.
+        ValueError: an unknown ``fuse``.
+        Exception: what the tracer raises.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"rewrite: expected module to be a Module, got {type(module).__name__}")
