@@ -19,7 +19,6 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from collections.abc import Sequence
@@ -104,11 +103,11 @@ def demangle(names: list[str]) -> dict[str, str]:
 
 
 def find_disassembler(nvcc: Path) -> str | None:
-    """The path of nvdisasm: on PATH, beside nvcc, or in its Python package (also of .venv)."""
+    """The path of nvdisasm: on PATH, beside nvcc, or in its Python package, also .venv's."""
     if found := shutil.which("nvdisasm"):
         return found
     places = [nvcc.parent / "nvdisasm"]
-    for site in (Path(sysconfig.get_paths()["purelib"]), *ROOT.glob(".venv/lib/*/site-packages")):
+    for site in (*map(Path, sys.path), *ROOT.glob(".venv/lib/*/site-packages")):
         places += sorted(site.glob("nvidia/*/bin/nvdisasm"))
     return next((str(place) for place in places if os.access(place, os.X_OK)), None)
 

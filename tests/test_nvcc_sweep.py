@@ -87,7 +87,7 @@ def test_without_a_disassembler_nothing_fails(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sweep, "ROOT", tmp_path)
-    monkeypatch.setattr(sweep.sysconfig, "get_paths", lambda: {"purelib": str(tmp_path)})
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
     assert sweep.find_disassembler(tmp_path / "bin" / "nvcc") is None
     package = tmp_path / "nvidia" / "cu13" / "bin"
     package.mkdir(parents=True)
