@@ -412,6 +412,16 @@ def test_compiled_torch_func(device: str) -> None:
     torch.testing.assert_close(compiled(x), torch.func.grad(loss)(x))
 
 
+def test_columns_that_no_window_reads(kernel: str) -> None:
+    x = torch.rand(1, 4096, 2, 4, device=kernel).to(memory_format=torch.channels_last)
+    pool = msr_cuda.Pool("max", 1, 2)
+    x.requires_grad_()
+    msr_cuda.resample_sum([x], (1, 2), mode=[pool], impl="kernel").sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad[0, 0], torch.tensor([[1.0, 0, 1, 0], [0] * 4], device=kernel))
+    assert torch.equal(x.grad[0], x.grad[0, :1].expand(4096, 2, 4))
+
+
 def test_infinite_weights_of_maps(kernel: str) -> None:
     x = torch.rand(1, 2, 9, 9, 9, device=kernel) + 1
     y = msr_cuda.resample_sum(

@@ -142,6 +142,7 @@ class MaxPoolCpu {
 
   // From the first window's first pixel to the last one's last.
   int64_t pixels(Range windows) const {
+    if (windows.begin == windows.end) return 0;
     return (windows.end - windows.begin - 1) * stride() + kernel_width_;
   }
 
