@@ -71,7 +71,8 @@ class BranchRowsCpu {
 
   // The weighted sum of all branches.
   void sum(const Position& p, int64_t tile, int64_t columns, acc_t* to, Scratch& scratch) const {
-    for_each_row(p, columns, [&](const Position& row, int64_t length, int64_t done) {
+    const bool whole = gather_.sums_planes() && is_plane(columns);
+    for_each_row(p, columns, whole, [&](const Position& row, int64_t length, int64_t done) {
       gather_.sum_tile(row, tile, length, to + done, scratch.gather);
     });
   }
@@ -91,7 +92,8 @@ class BranchRowsCpu {
   // R_b(x_b).
   void write(int b, const Position& p, int64_t tile, int64_t columns, acc_t* to,
              Scratch& scratch) const {
-    for_each_row(p, columns, [&](const Position& row, int64_t length, int64_t done) {
+    const bool whole = gather_.takes_planes(b) && !pools_[b] && is_plane(columns);
+    for_each_row(p, columns, whole, [&](const Position& row, int64_t length, int64_t done) {
       acc_t* values = to + done * channels(b);
       if (!pools_[b] && done >= length && gather_.repeats_row(b, row)) {
         std::copy_n(values - length, length, values);
@@ -104,9 +106,14 @@ class BranchRowsCpu {
   }
 
  private:
-  // Calls f(position, columns, those before) for the rows that the pixels from p on are in.
+  // Whether so many pixels of one channel are all that it has.
+  bool is_plane(int64_t columns) const { return columns == plane_size(params_.out); }
+
+  // Calls f(position, columns, those before) for the rows that the pixels from p on are in, or for
+  // all of them as a whole.
   template <typename F>
-  void for_each_row(const Position& p, int64_t columns, F&& f) const {
+  void for_each_row(const Position& p, int64_t columns, bool whole, F&& f) const {
+    if (whole) return f(p, columns, 0);
     Position row = p;
     for (int64_t done = 0; done < columns;) {
       const int64_t length = std::min(columns - done, params_.out.size[4] - row.at[2]);

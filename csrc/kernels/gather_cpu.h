@@ -6,15 +6,15 @@
 // width of one channel the resampling comes first: it is the dearer part, and its results serve all
 // output rows that read the same source row. Where there are more source rows than rows of the
 // output, they are combined before. Then the rows of all branches are summed and finished at once.
-// Rows that the row operations cannot walk are copied first. Chunks of rows are the unit of
-// threading; they depend on the sizes alone.
+// Small planes take these steps as wholes. Rows that the row operations cannot walk are copied
+// first. Chunks of rows are the unit of threading; they depend on the sizes alone.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
-#include "rows_cpu.h"
+#include "row_sums_cpu.h"
 #include "table_cache_cpu.h"
 
 namespace msr {
@@ -28,7 +28,7 @@ class GatherCpu {
  public:
   GatherCpu(const GatherParams& params, const RowOps<acc_t>& ops,
             GatherPart part = GatherPart::kResult)
-      : params_(params), ops_(ops), rows_(params.out) {
+      : params_(params), ops_(ops), rows_(params.out), plane_(plane_size(params.out)) {
     const Map& out = params.out;
     for (int b = params.num_branches - 1; b >= 0; --b) {
       const DType dtype = params.branches[b].map.dtype;
@@ -74,9 +74,12 @@ class GatherCpu {
     plan_rows();
     // Whole bytes of the mask per chunk, so that no two threads share one; and enough work to be
     // worth a task.
-    const int64_t length = std::max<int64_t>(1, rows_.channels * rows_.width);
+    const bool by_planes = std::any_of(sources_, sources_ + params.num_branches,
+                                       [](const Source& s) { return s.by_planes; });
+    const int64_t at_once = by_planes ? out.size[2] * out.size[3] : 1;
+    const int64_t length = std::max<int64_t>(1, rows_.channels * rows_.width * at_once);
     const int64_t step = 8 / std::gcd(length, int64_t{8});
-    rows_per_chunk_ = ceil_div(std::max<int64_t>(1, kChunk / length), step) * step;
+    rows_per_chunk_ = ceil_div(std::max<int64_t>(1, kChunk / length), step) * step * at_once;
   }
 
   // A source row of one branch that was resampled along the width of a tile.
@@ -87,6 +90,17 @@ class GatherCpu {
     const void* result;  // or, where rows repeat, the row of the output that holds it
   };
 
+  // How planes of some branches become one of the result.
+  struct PlaneSums {
+    struct Part {
+      acc_t factor;             // under which the rows were listed
+      std::vector<Range> read;  // runs of source rows that are resampled
+      RowSums<acc_t> before;    // or how they are combined before
+    };
+    std::vector<Part> parts;
+    RowSums<acc_t> rows;
+  };
+
   // A thread's memory between rows.
   struct Scratch {
     explicit Scratch(const GatherCpu& gather)
@@ -94,8 +108,9 @@ class GatherCpu {
       for (int b = 0; b < gather.params_.num_branches; ++b) {
         const Source& s = gather.sources_[b];
         resampled[b].resize((s.depth_mask + 1) * (s.height_mask + 1));
+        if (s.by_planes) plane_sums.resize(gather.params_.num_branches);
       }
-      const int64_t widest = gather.tile_ * gather.rows_.channels;
+      const int64_t widest = std::max(gather.tile_ * gather.rows_.channels, gather.plane_);
       for (std::vector<uint8_t>& row : bits) row.resize(ceil_div(widest, 8));
     }
 
@@ -108,6 +123,8 @@ class GatherCpu {
     std::vector<int32_t> slots;  // and where they are kept once resampled along the width
     std::vector<acc_t> copies;   // of rows that the row operations cannot walk
     std::vector<Resampled> resampled[kMaxBranches];
+    std::vector<PlaneSums> plane_sums;        // of all branches that are summed, or of each one
+    std::vector<acc_t> planes[kMaxBranches];  // resampled along the width
   };
 
   int64_t num_chunks() const { return ceil_div(rows_.count, rows_per_chunk_); }
@@ -150,6 +167,11 @@ class GatherCpu {
   // The walk over the result: rows in chunks, a row in tiles, in pixels.
   int64_t rows_per_chunk() const { return rows_per_chunk_; }
   int64_t tile() const { return tile_; }
+
+  // Whether branch_row (of a branch) or sum_tile takes whole planes of one channel: then tile 0 may
+  // have as many columns.
+  bool takes_planes(int b) const { return sources_[b].by_planes; }
+  bool sums_planes() const { return by_planes_; }
 
   // One branch alone, for pixels p.at[2] to p.at[2] + columns - 1 of a row, which are tile number
   // `tile` of it: [columns, the branch's channels, or 1 where a row has one].
@@ -217,9 +239,10 @@ class GatherCpu {
     bool rows_first;   // there are more of them than rows of the result: they are combined before
     bool rows_repeat;  // a row of the result is one row, resampled along the width
     bool only_copied;  // every pixel of the result is one of its own
-    bool dense_image;  // one channel after the other, without gaps
-    bool as_it_lies;   // it has the result's size, type and strides: it can be added where it is
-    bool lies_well;    // in channels_last: its rows are read where they are
+    bool dense_planes, dense_image;  // each channel without gaps; one channel after the other
+    bool as_it_lies;  // it has the result's size, type and strides: it can be added where it is
+    bool lies_well;   // in channels_last: its rows are read where they are
+    bool by_planes;   // small and resampled: as a whole
   };
 
   // Where a branch's share of a tile goes.
@@ -245,14 +268,28 @@ class GatherCpu {
       }
     }
     if (as_they_lie) listed_dtype_ = narrow_;
+    // Maps that are only added take part in the sum of planes if their values are one run.
+    const auto takes_part = [&](int b) {
+      return sources_[b].by_planes ||
+             (sources_[b].dense_planes && is_identity(params_.branches[b]));
+    };
+    by_planes_ = !is_cat_ && (base_ < 0 || takes_part(base_));
+    bool any = false;
+    for (int i = 0; i < num_listed_; ++i) {
+      by_planes_ = by_planes_ && takes_part(listed_[i]);
+      any = any || sources_[listed_[i]].by_planes;
+    }
+    by_planes_ = by_planes_ && any;
   }
 
   // How many rows from p's on, up to `rows`, are one run in every source that they read.
   int64_t rows_together(const Position& p, int64_t rows) const {
-    if (params_.out.channels_last || (is_cat_ ? has_bits_ : !dense_images_)) return 1;
+    if (params_.out.channels_last) return 1;
     const int64_t per_plane = params_.out.size[2] * params_.out.size[3];
     const int64_t before = p.at[0] * params_.out.size[3] + p.at[1];
     if (!is_cat_) {
+      if (by_planes_) return per_plane;
+      if (!dense_images_) return 1;
       const int64_t planes = params_.weights.stride_c == 0 ? params_.out.size[1] - p.c : 1;
       const int64_t most = std::min(rows, std::max<int64_t>(1, tile_ / rows_.width));
       return std::min(most, planes * per_plane - before);
@@ -260,7 +297,8 @@ class GatherCpu {
     for (int b = 0; b < params_.num_branches; ++b) {
       const Source& s = sources_[b];
       if (!has_channel(s, p.c)) continue;
-      if (!s.dense_image) return 1;
+      if (s.by_planes) return per_plane;
+      if (!s.dense_image || has_bits_) return 1;
       return std::min(rows, (s.channel_begin + s.channels - p.c) * per_plane - before);
     }
     return 1;
@@ -311,9 +349,11 @@ class GatherCpu {
                    most_d * most_h > 1;
     s.only_copied = s.rows_repeat && single(s.width) && map.dtype == params_.out.dtype &&
                     (s.channels == 1 || s.channel_stride == 1);
-    s.dense_image = planar && is_identity(branch) && map.stride[4] == 1 &&
-                    map.stride[3] == map.size[4] && map.stride[2] == map.size[3] * map.stride[3] &&
-                    map.stride[1] == map.size[2] * map.stride[2];
+    s.dense_planes = planar && has_dense_planes(map.size, map.stride);
+    s.dense_image = s.dense_planes && is_identity(branch) && map.stride[4] == 1 &&
+                    (map.size[1] == 1 || map.stride[1] == plane_size(map));
+    s.by_planes = s.dense_planes && !is_identity(branch) && is_small_plane(map.size) &&
+                  is_small_plane(params_.out.size) && rows_.width < plane_;
   }
 
   void list_columns(Source& s) const {
@@ -374,6 +414,8 @@ class GatherCpu {
   void sum_rows(const Position& p, int64_t tile, int64_t columns, void* to, const Finish& how,
                 Scratch& scratch) const {
     const Target target{base_of(p), to, how};
+    if (by_planes_ && columns == plane_)
+      return sum_planes(listed_, num_listed_, p, target, scratch.plane_sums[0], scratch);
     if (num_listed_ == 1) return add_branch(listed_[0], p, tile, columns, target, scratch);
     int32_t count = 0;
     for (int i = 0; i < num_listed_; ++i) {
@@ -473,6 +515,8 @@ class GatherCpu {
   void add_branch(int b, const Position& p, int64_t tile, int64_t columns, const Target& target,
                   Scratch& scratch) const {
     const Source& s = sources_[b];
+    if (s.by_planes && columns == plane_)
+      return sum_planes(&b, 1, p, target, scratch.plane_sums[b], scratch);
     if (!s.width) {
       list_taps(s, p, p.at[2], scratch);
       combine(s.dtype, stretch_of(s, columns), target, scratch);
@@ -483,13 +527,134 @@ class GatherCpu {
     along_row(s, b, p.at[2], tile, columns, source, target, scratch);
   }
 
+  // target = finish(base + the sum of `count` branches), for the plane that begins at p.
+  void sum_planes(const int* branches, int count, const Position& p, const Target& target,
+                  PlaneSums& sums, Scratch& scratch) const {
+    list_planes(branches, count, p, sums, scratch);
+    const acc_t* planes[kMaxBranches];
+    for (int i = 0; i < count; ++i)
+      planes[i] = plane_along_width(branches[i], p, sums.parts[i], scratch);
+    const Finish& how = target.finish;
+    if ((!how.gate && !how.mask) || rows_.width % 8 == 0)
+      return sums.rows.write(ops_, planes, rows_.width, target.base, target.to, how);
+    // The bits of its rows begin within bytes: it is finished as one run.
+    acc_t* sum = room(scratch.sum, plane_);
+    if (target.base) {
+      const acc_t* base = loaded(scratch.copies, target.base, how.dtype, {plane_, 1, 1, 1}, ops_);
+      sums.rows.write(ops_, planes, rows_.width, base, sum, kKeep);
+    } else {
+      sums.rows.write(ops_, planes, rows_.width, nullptr, sum, kKeep);
+    }
+    store_run(ops_, sum, plane_, target.to, how);
+  }
+
+  // Lists what the rows of planes are made of that have p's weights.
+  void list_planes(const int* branches, int count, const Position& p, PlaneSums& sums,
+                   Scratch& scratch) const {
+    bool listed = !sums.parts.empty();
+    if (!listed) {
+      sums.parts.resize(count);
+      for (int i = 0; i < count; ++i) sums.parts[i].read = rows_read(branches[i]);
+    }
+    for (int i = 0; i < count; ++i) {
+      const acc_t factor = factor_of(sources_[branches[i]], p);
+      listed = listed && sums.parts[i].factor == factor;
+      sums.parts[i].factor = factor;
+    }
+    if (listed) return;
+    sums.rows.clear();
+    for (typename PlaneSums::Part& part : sums.parts) part.before.clear();
+    Position row = p;
+    for (int32_t number = 0; number < plane_ / rows_.width; ++number, next_row(params_.out, row)) {
+      for (int i = 0; i < count; ++i) {
+        const Source& s = sources_[branches[i]];
+        const int64_t row_bytes = params_.branches[branches[i]].map.size[4] * element_size(s.dtype);
+        RowSums<acc_t>& before = sums.parts[i].before;
+        list_taps(s, row, 0, scratch);
+        for (int32_t t = 0; t < scratch.count; ++t) {
+          const int64_t bytes = static_cast<const char*>(scratch.taps[t]) - plane(s, p);
+          const auto from = static_cast<int32_t>(bytes / row_bytes);
+          if (combines_before(s)) {
+            before.add(0, from, scratch.weights[t]);
+          } else {
+            sums.rows.add(i, from, scratch.weights[t]);
+          }
+        }
+        if (!combines_before(s)) continue;
+        before.end_row();
+        sums.rows.add(i, number, acc_t(1));
+      }
+      sums.rows.end_row();
+    }
+  }
+
+  // The rows of branch b's planes that those of the result read, in runs.
+  std::vector<Range> rows_read(int b) const {
+    const Source& s = sources_[b];
+    const int64_t (&size)[kDims] = params_.branches[b].map.size;
+    std::vector<char> is_read(size[2] * size[3]);
+    for (int32_t z = 0; z < params_.out.size[2]; ++z) {
+      for (int32_t y = 0; y < params_.out.size[3]; ++y) {
+        const Range depth = s.depth_rows.of(z), height = s.height_rows.of(y);
+        for (int32_t d = depth.begin; d < depth.end; ++d)
+          std::fill_n(is_read.begin() + d * size[3] + height.begin, height.end - height.begin, 1);
+      }
+    }
+    std::vector<Range> runs;
+    for (int32_t row = 0; row < static_cast<int32_t>(is_read.size()); ++row) {
+      if (!is_read[row]) continue;
+      if (runs.empty() || runs.back().end < row) runs.push_back({row, row});
+      runs.back().end = row + 1;
+    }
+    return runs;
+  }
+
+  static bool combines_before(const Source& s) { return s.width && s.rows_first; }
+
+  // The plane of branch b that p is in, its rows resampled along the width.
+  const acc_t* plane_along_width(int b, const Position& p, typename PlaneSums::Part& part,
+                                 Scratch& scratch) const {
+    const Source& s = sources_[b];
+    const Map& map = params_.branches[b].map;
+    const int64_t width = map.size[4], length = plane_size(map);
+    const Stretch whole{length, 1, 1, 1};
+    const void* from = plane(s, p);
+    if (!s.width) return loaded(scratch.planes[b], from, s.dtype, whole, ops_);
+    DType dtype = s.dtype;
+    if (combines_before(s)) {
+      const acc_t* rows = loaded(scratch.copies, from, dtype, whole, ops_);
+      acc_t* combined = padded_row(scratch, plane_ / rows_.width * width);
+      part.before.write(ops_, &rows, width, nullptr, combined, kKeep);
+      acc_t* to = room(scratch.planes[b], plane_);
+      ops_.along_row({to, nullptr, combined, kKeep.dtype, &s.taps, 0, rows_.width, kKeep,
+                      plane_ / rows_.width, width});
+      return to;
+    }
+    if (s.width->needs_padding() || !takes<acc_t>(dtype, kKeep.dtype)) {
+      acc_t* copy = padded_row(scratch, length);
+      load_stretch(copy, from, dtype, whole, ops_);
+      from = copy;
+      dtype = kKeep.dtype;
+    }
+    acc_t* to = room(scratch.planes[b], map.size[2] * map.size[3] * rows_.width);
+    for (const Range& rows : part.read) {
+      ops_.along_row({to + rows.begin * rows_.width, nullptr,
+                      advance(from, dtype, rows.begin * width), dtype, &s.taps, 0, rows_.width,
+                      kKeep, rows.end - rows.begin, width});
+    }
+    return to;
+  }
+
+  acc_t factor_of(const Source& s, const Position& p) const {
+    if (!s.weighted) return acc_t(1);
+    return weight_of<acc_t>(params_.weights, static_cast<int>(&s - sources_), p.n, p.c);
+  }
+
   // The source rows that a row of the output reads, with their weights, from column `begin` on:
   // behind `count` that are listed already.
   void list_taps(const Source& s, const Position& p, int32_t begin, Scratch& scratch,
                  int32_t count = 0) const {
-    const acc_t factor =
-        s.weighted ? weight_of<acc_t>(params_.weights, static_cast<int>(&s - sources_), p.n, p.c)
-                   : acc_t(1);
+    const acc_t factor = factor_of(s, p);
     const char* data = plane(s, p) + begin * s.stride[4];
     const Range depth = s.depth_rows.of(p.at[0]), height = s.height_rows.of(p.at[1]);
     const acc_t* weights_d = s.depth_rows.weights_of(p.at[0]);
@@ -649,9 +814,11 @@ class GatherCpu {
   const Rows rows_;
   DType narrow_ = kKeep.dtype;  // the type of rows, other than the accumulation type, that are read
                                 // in channels_last without being copied
+  const int64_t plane_;         // elements of a channel of the result
   int64_t rows_per_chunk_, tile_;
   int32_t all_taps_ = 0;  // rows that a row of the result reads, at most
   bool is_cat_ = false;
+  bool by_planes_ = false;    // the sum takes whole planes
   bool dense_images_ = true;  // every branch has the result's size, and rows without gaps
   bool whole_bytes_ = true;   // every branch has a multiple of eight channels
   bool has_bits_;

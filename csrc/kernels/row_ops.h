@@ -22,6 +22,10 @@ struct Finish {
   DType dtype;  // of what is stored
 };
 
+// The accumulation type as an element type.
+template <typename acc_t>
+constexpr DType kSumType = sizeof(acc_t) == 4 ? DType::kFloat32 : DType::kFloat64;
+
 // Which types of rows and results the operations take: one of them, or both, may be the
 // accumulation type, or they are the same 16-bit one. Other rows are copied first. (Sums in float64
 // are rare, and take float64 rows alone.)
@@ -49,6 +53,22 @@ struct CombineArgs {
   int64_t row_stride, gate_stride;
   Finish finish;  // bits only for one pixel
   acc_t gate_off = 0;
+};
+
+// Rows of one channel, one after the other, each the sum of some rows of a few planes. All rows are
+// dense, of `columns` values; those of the planes are of the accumulation type. Row r has terms
+// first[r] to first[r + 1] - 1: rows row[t] of planes[plane[t]], times weights[t].
+template <typename acc_t>
+struct CombineRowsArgs {
+  void* to;
+  const void* base;  // null, or rows that are added as they lie: of the result's type
+  const acc_t* const* planes;
+  const int32_t *first, *plane, *row;
+  const acc_t* weights;
+  int32_t rows;
+  int64_t columns;
+  const void** room;  // for as many pointers as a row has terms
+  Finish finish;      // bits only where columns is a multiple of eight
 };
 
 // The taps of one axis as the loops read them. TapTable (tables_cpu.h) makes it.
@@ -87,7 +107,8 @@ struct Taps {
 
 // to[k] = finish(base[k] + sum over the taps of column begin + k of weight *
 // row[index]), for one channel. row points at column 0, wherever that would be. Steps read up to
-// two vectors beyond the taps, windows nothing beyond themselves.
+// two vectors beyond the taps, windows nothing beyond themselves. Several rows are read `step`
+// elements apart, and written one after the other; they have no base and no bits.
 template <typename acc_t>
 struct AlongRowArgs {
   void* to;
@@ -97,6 +118,7 @@ struct AlongRowArgs {
   const Taps<acc_t>* taps;
   int64_t begin, columns;
   Finish finish;
+  int64_t rows = 1, step = 0;
 };
 
 // A row of pixels of several channels that is resampled along the width.
@@ -211,6 +233,7 @@ struct RowOps {
   int32_t lanes;
   bool can_look_up;  // permutes within windows
   void (*combine)(const CombineArgs<acc_t>&);
+  void (*combine_rows)(const CombineRowsArgs<acc_t>&);
   void (*along_row)(const AlongRowArgs<acc_t>&);
   void (*along_pixels)(const AlongPixelsArgs<acc_t>&);
   void (*weigh)(const WeighArgs<acc_t>&);

@@ -205,6 +205,31 @@ void combine(const CombineArgs<typename vec_t::acc_t>& args) {
   });
 }
 
+template <typename vec_t>
+void combine_rows(const CombineRowsArgs<typename vec_t::acc_t>& all) {
+  using acc_t = typename vec_t::acc_t;
+  with_types<acc_t>(kSumType<acc_t>, all.to, all.finish.dtype, [&](auto, auto* to) {
+    with_kind<vec_t>(all.finish, [&](auto kind) {
+      using T = std::remove_pointer_t<decltype(to)>;
+      const T* base = static_cast<const T*>(all.base);
+      CombineArgs<acc_t> args{nullptr, nullptr,         all.room, nullptr,     nullptr,
+                              0,       kSumType<acc_t>, 1,        all.columns, all.columns,
+                              0,       all.finish};
+      for (int32_t r = 0; r < all.rows; ++r) {
+        const int32_t first = all.first[r];
+        args.count = all.first[r + 1] - first;
+        for (int32_t t = 0; t < args.count; ++t)
+          all.room[t] = all.planes[all.plane[first + t]] + all.row[first + t] * all.columns;
+        args.weights = all.weights + first;
+        args.base = base ? base + r * all.columns : nullptr;
+        combine_typed<vec_t, false, decltype(kind)::value, acc_t>(args, to + r * all.columns);
+        if (args.finish.gate) args.finish.gate += all.columns / 8;
+        if (args.finish.mask) args.finish.mask += all.columns / 8;
+      }
+    });
+  });
+}
+
 // The sum over the taps of one column, for rows of any number of taps.
 template <typename acc_t, typename S>
 MSR_INLINE acc_t column_sum(const Taps<acc_t>& taps, int64_t column, const S* row) {
@@ -309,12 +334,16 @@ void along_row_typed(const AlongRowArgs<typename vec_t::acc_t>& args, T* to) {
 }
 
 template <typename vec_t, bool kCanLookUp>
-void along_row(const AlongRowArgs<typename vec_t::acc_t>& args) {
+void along_row(const AlongRowArgs<typename vec_t::acc_t>& all) {
   using acc_t = typename vec_t::acc_t;
-  with_types<acc_t>(args.dtype, args.to, args.finish.dtype, [&](auto row, auto* to) {
+  with_types<acc_t>(all.dtype, all.to, all.finish.dtype, [&](auto row, auto* to) {
     using S = decltype(row);
-    with_kind<vec_t>(args.finish, [&](auto kind) {
-      along_row_typed<vec_t, kCanLookUp, decltype(kind)::value, S>(args, to);
+    with_kind<vec_t>(all.finish, [&](auto kind) {
+      AlongRowArgs<acc_t> args = all;
+      for (int64_t r = 0; r < all.rows; ++r) {
+        args.row = static_cast<const S*>(all.row) + r * all.step;
+        along_row_typed<vec_t, kCanLookUp, decltype(kind)::value, S>(args, to + r * all.columns);
+      }
     });
   });
 }
@@ -543,6 +572,7 @@ constexpr RowOps<typename vec_t::acc_t> make_row_ops(const char* name) {
           vec_t::kLanes,
           kCanLookUp,
           combine<vec_t>,
+          combine_rows<vec_t>,
           along_row<vec_t, kCanLookUp>,
           along_pixels<vec_t>,
           weigh<vec_t>,

@@ -56,10 +56,6 @@ T* room(std::vector<T>& vector, int64_t size) {
   return vector.data();
 }
 
-// The accumulation type as an element type.
-template <typename acc_t>
-constexpr DType kSumType = sizeof(acc_t) == 4 ? DType::kFloat32 : DType::kFloat64;
-
 // to = finish(factor * values), for a dense run of them.
 template <typename acc_t>
 void store_run(const RowOps<acc_t>& ops, const acc_t* values, int64_t length, void* to,

@@ -3,7 +3,8 @@
 //
 // Each branch is written row by row, a row in tiles. Per tile the rows of the incoming gradient are
 // first combined over batch, depth and height, then along the width; a few taps of channels_last
-// pixels are summed where they lie. The unit of threading, and of
+// pixels are summed where they lie. Small planes take these steps as wholes, for all branches one
+// after the other. The unit of threading, and of
 // the sums for the weights' gradients, is the same share of every branch's rows, so that branches
 // find the gradient's rows in the cache; units depend on the sizes alone, so results do not depend
 // on the number of threads.
@@ -38,6 +39,10 @@ class SpreadCpu {
       }
     }
     if (targets_.empty()) return;
+    // What is only copied is so in longer runs, unless the gradient's plane is at hand.
+    const bool any = std::any_of(targets_.begin(), targets_.end(),
+                                 [](const Target& t) { return t.by_planes && !t.copied; });
+    for (Target& t : targets_) t.by_planes = t.by_planes && any;
     // Neighbouring units both read the gradient's rows at their border, so no unit is too small.
     units_ = std::max<int64_t>(
         1, std::min(ceil_div(work, kUnit), ceil_div(fewest_rows, int64_t{kRowsPerUnit})));
@@ -51,8 +56,10 @@ class SpreadCpu {
   void run(int64_t begin, int64_t end) {
     Scratch scratch;
     for (int64_t unit = begin; unit < end; ++unit) {
+      run_planes(unit, scratch);
       for (int64_t tile = 0; tile < tiles_; ++tile) {
-        for (const Target& target : targets_) run_tile(target, unit, tile, scratch);
+        for (const Target& target : targets_)
+          if (!target.by_planes) run_tile(target, unit, tile, scratch);
       }
     }
   }
@@ -108,6 +115,14 @@ class SpreadCpu {
     bool few_taps = false;      // channels_last: its few taps are read where they are
     bool dense_rows = false;    // it is not resampled, and all rows of an image are one run
     bool dense_inputs = false;  // so are those of the forward's values
+    bool copied = false;        // it has the gradient's size
+    bool by_planes = false;     // so it is written
+  };
+
+  // What the rows of a branch's planes are made of, under one factor.
+  struct PlaneSums {
+    acc_t factor;
+    RowSums<acc_t> rows;
   };
 
   struct Scratch {
@@ -124,6 +139,8 @@ class SpreadCpu {
     std::vector<acc_t> block;             // sums of many rows
     std::vector<acc_t> image;             // one image's share of the tile
     typename MaxPoolCpu<acc_t>::Scratch pool;
+    std::vector<acc_t> plane;  // of the gradient, behind the gate
+    PlaneSums plane_sums[kMaxBranches];
   };
 
   // A unit's part of the weights' gradients: of neighbouring groups of elements that share one.
@@ -199,10 +216,109 @@ class SpreadCpu {
       return stride[4] == 1 && stride[3] == size[4] && stride[2] == size[3] * stride[3] &&
              stride[1] == size[2] * stride[2];
     };
+    t.copied = is_identity(branch);
+    t.by_planes = !map.channels_last && !grad.channels_last && !extended && !over_batch &&
+                  has_dense_planes(grad.size, grad.stride) && is_small_plane(grad.size) &&
+                  is_small_plane(map.size) && most_rows(t) <= kMostAtOnce;
     t.dense_rows = t.walkable && !t.extended && is_identity(branch) && !t.over_batch &&
                    !map.channels_last && weights.per_branch() && is_dense(grad.stride, grad.size);
     t.dense_inputs =
         t.wants_dots && !map.channels_last && is_dense(params_.input_stride[b], map.size);
+  }
+
+  // Rows of the gradient that one of the branch reads, at most.
+  static int32_t most_rows(const Target& t) {
+    return (t.depth ? t.depth->max_count() : 1) * (t.height ? t.height->max_count() : 1);
+  }
+
+  // What the unit's planes of the gradient give to those branches that are written by planes.
+  void run_planes(int64_t unit, Scratch& scratch) {
+    const Map& grad = params_.grad;
+    const int64_t planes = grad.size[0] * grad.size[1];
+    for (int64_t i = planes * unit / units_; i < planes * (unit + 1) / units_; ++i) {
+      const int64_t n = i / grad.size[1], c = i % grad.size[1];
+      const acc_t* plane = nullptr;
+      const uint8_t* gate = nullptr;
+      for (const Target& t : targets_) {
+        if (!t.by_planes || c < t.channel_begin || c >= t.channel_begin + t.map.size[1]) continue;
+        if (!plane || t.gate != gate) plane = gated_plane(t, n, c, scratch);
+        gate = t.gate;
+        write_plane(t, {n, c - t.channel_begin, {0, 0, 0}}, plane, unit, scratch);
+      }
+    }
+  }
+
+  // One channel of one image of the gradient, of the accumulation type, behind the branch's gate.
+  const acc_t* gated_plane(const Target& t, int64_t n, int64_t c, Scratch& scratch) const {
+    const Map& grad = params_.grad;
+    const int64_t length = plane_size(grad);
+    const void* from = advance(grad.data, grad.dtype, offset_in(grad.stride, n, c, 0, 0, 0));
+    const Stretch whole{length, 1, 1, 1};
+    if (!t.gate) return loaded(scratch.plane, from, grad.dtype, whole, ops_);
+    acc_t* plane = room(scratch.plane, length);
+    const uint8_t* bits = aligned_bits(t.gate, offset_of(grad, n, c, 0, 0, 0), length,
+                                       room(scratch.bits, ceil_div(length, 8)));
+    const auto off = static_cast<acc_t>(params_.gate_off);
+    if (takes<acc_t>(grad.dtype, kKeep.dtype)) {
+      const acc_t one = 1;
+      ops_.combine(
+          {plane, nullptr, &from, &bits, &one, 1, grad.dtype, 1, length, length, 0, kKeep, off});
+    } else {
+      copy_stretch(plane, from, grad.dtype, whole);
+      ops_.gate(plane, bits, off, length);
+    }
+    return plane;
+  }
+
+  // The branch's plane that begins at p, from that of the gradient.
+  void write_plane(const Target& t, const Position& p, const acc_t* plane, int64_t unit,
+                   Scratch& scratch) {
+    const int64_t length = plane_size(t.map);
+    void* to = t.map.data ? advance(t.map.data, t.map.dtype, (p.n * t.map.size[1] + p.c) * length)
+                          : nullptr;
+    const Finish plain{nullptr, nullptr, false, t.map.dtype};
+    if (!t.wants_dots) {
+      if (to) apply_to_plane(t, p, plane, to, plain, scratch);
+      return;
+    }
+    acc_t* sum = room(scratch.sum, length);
+    apply_to_plane(t, p, plane, sum, kKeep, scratch);
+    add_dots(t, p, p.n, length, sum, unit, scratch);
+    if (to) store_run(ops_, sum, length, to, plain, weight_at(t, p));
+  }
+
+  void apply_to_plane(const Target& t, const Position& p, const acc_t* plane, void* to,
+                      const Finish& how, Scratch& scratch) const {
+    const acc_t factor = factor_of(t, p);
+    if (t.copied) return store_run(ops_, plane, plane_size(t.map), to, how, factor);
+    PlaneSums& sums = scratch.plane_sums[t.branch];
+    if (sums.rows.rows() == 0 || sums.factor != factor) list_plane(t, p, factor, sums, scratch);
+    const int64_t columns = params_.grad.size[4], rows = sums.rows.rows();
+    if (!t.width) return sums.rows.write(ops_, &plane, columns, nullptr, to, how);
+    acc_t* combined = row_of(scratch, 0, rows * columns);
+    sums.rows.write(ops_, &plane, columns, nullptr, combined, kKeep);
+    ops_.along_row(
+        {to, nullptr, combined, kKeep.dtype, &t.taps, 0, t.rows.width, how, rows, columns});
+  }
+
+  // Lists which of the gradient's rows the branch's rows read, in any plane.
+  void list_plane(const Target& t, const Position& p, acc_t factor, PlaneSums& sums,
+                  Scratch& scratch) const {
+    const Map& grad = params_.grad;
+    const char* data = static_cast<const char*>(grad.data) +
+                       grad_element_ * offset_in(grad.stride, p.n, p.c + t.channel_begin, 0, 0, 0);
+    sums.factor = factor;
+    sums.rows.clear();
+    Position row = p;
+    for (int64_t i = 0; i < t.map.size[2] * t.map.size[3]; ++i, next_row(t.map, row)) {
+      list_taps(t, row, images_of(t, p), {0, 0}, factor, scratch);
+      for (int32_t k = 0; k < scratch.count; ++k) {
+        const int64_t bytes = static_cast<const char*>(scratch.taps[k]) - data;
+        sums.rows.add(0, static_cast<int32_t>(bytes / (grad.size[4] * grad_element_)),
+                      scratch.weights[k]);
+      }
+      sums.rows.end_row();
+    }
   }
 
   // The branch's rows of the unit, its columns of the tile.
@@ -282,7 +398,9 @@ class SpreadCpu {
   // What the row at p is multiplied with as a whole, unless its weight's gradient takes the sums
   // before that.
   acc_t factor_of(const Target& t, const Position& p) const {
-    if (t.wants_dots) return acc_t(1);
+    return t.wants_dots ? acc_t(1) : weight_at(t, p);
+  }
+  acc_t weight_at(const Target& t, const Position& p) const {
     return weight_of<acc_t>(params_.weights, t.branch, p.n, p.c + t.channel_begin);
   }
 
@@ -300,10 +418,7 @@ class SpreadCpu {
     acc_t* sum = room(scratch.sum, length);
     apply(t, p, source, columns, combined, sum, kKeep, scratch);
     add_dots(t, p, p.n, columns, sum, unit, scratch);
-    if (to) {
-      const acc_t factor = weight_of<acc_t>(params_.weights, t.branch, p.n, p.c + t.channel_begin);
-      store_run(ops_, sum, length, to, plain, factor);
-    }
+    if (to) store_run(ops_, sum, length, to, plain, weight_at(t, p));
   }
 
   // The row at p, image by image: each has weights of its own. Of a max-pooled channel also the
