@@ -54,6 +54,7 @@ class BranchRowsCpu {
   bool sums_at_once() const { return sums_at_once_; }
   // How the result is walked: rows in chunks, a row in tiles, in pixels.
   int64_t rows_per_chunk() const { return gather_.rows_per_chunk(); }
+  int64_t chunks_per_task() const { return gather_.chunks_per_task(); }
   int64_t tile() const { return gather_.tile(); }
 
   // Values that a pixel of a row has of one branch.
@@ -92,6 +93,9 @@ class BranchRowsCpu {
   // R_b(x_b).
   void write(int b, const Position& p, int64_t tile, int64_t columns, acc_t* to,
              Scratch& scratch) const {
+    if (pools_[b] && !params_.out.channels_last && columns >= params_.out.size[4])
+      return pools_[b]->rows(p, columns / params_.out.size[4], to, params_.index[b],
+                             params_.wide_index[b], scratch.pool);
     const bool whole = gather_.takes_planes(b) && !pools_[b] && is_plane(columns);
     for_each_row(p, columns, whole, [&](const Position& row, int64_t length, int64_t done) {
       acc_t* values = to + done * channels(b);

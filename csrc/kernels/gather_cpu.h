@@ -74,9 +74,9 @@ class GatherCpu {
     plan_rows();
     // Whole bytes of the mask per chunk, so that no two threads share one; and enough work to be
     // worth a task.
-    const bool by_planes = std::any_of(sources_, sources_ + params.num_branches,
-                                       [](const Source& s) { return s.by_planes; });
-    const int64_t at_once = by_planes ? out.size[2] * out.size[3] : 1;
+    plane_at_once_ = std::any_of(sources_, sources_ + params.num_branches,
+                                 [](const Source& s) { return s.by_planes; });
+    const int64_t at_once = plane_at_once_ ? out.size[2] * out.size[3] : 1;
     const int64_t length = std::max<int64_t>(1, rows_.channels * rows_.width * at_once);
     const int64_t step = 8 / std::gcd(length, int64_t{8});
     rows_per_chunk_ = ceil_div(std::max<int64_t>(1, kChunk / length), step) * step * at_once;
@@ -128,6 +128,10 @@ class GatherCpu {
   };
 
   int64_t num_chunks() const { return ceil_div(rows_.count, rows_per_chunk_); }
+  // That are worth a thread.
+  int64_t chunks_per_task() const {
+    return std::max<int64_t>(1, 4 * kChunk / (rows_per_chunk_ * rows_.width * rows_.channels + 1));
+  }
 
   // Writes the rows of chunks [begin, end).
   void run(int64_t begin, int64_t end, Scratch& scratch) const {
@@ -166,7 +170,7 @@ class GatherCpu {
 
   // The walk over the result: rows in chunks, a row in tiles, in pixels.
   int64_t rows_per_chunk() const { return rows_per_chunk_; }
-  int64_t tile() const { return tile_; }
+  int64_t tile() const { return plane_at_once_ ? std::max(tile_, plane_) : tile_; }
 
   // Whether branch_row (of a branch) or sum_tile takes whole planes of one channel: then tile 0 may
   // have as many columns.
@@ -350,8 +354,7 @@ class GatherCpu {
     s.only_copied = s.rows_repeat && single(s.width) && map.dtype == params_.out.dtype &&
                     (s.channels == 1 || s.channel_stride == 1);
     s.dense_planes = planar && has_dense_planes(map.size, map.stride);
-    s.dense_image = s.dense_planes && is_identity(branch) && map.stride[4] == 1 &&
-                    (map.size[1] == 1 || map.stride[1] == plane_size(map));
+    s.dense_image = planar && is_identity(branch) && has_dense_images(map.size, map.stride);
     s.by_planes = s.dense_planes && !is_identity(branch) && is_small_plane(map.size) &&
                   is_small_plane(params_.out.size) && rows_.width < plane_;
   }
@@ -818,7 +821,8 @@ class GatherCpu {
   int64_t rows_per_chunk_, tile_;
   int32_t all_taps_ = 0;  // rows that a row of the result reads, at most
   bool is_cat_ = false;
-  bool by_planes_ = false;    // the sum takes whole planes
+  bool plane_at_once_;        // some branch takes whole planes;
+  bool by_planes_ = false;    // the sum does
   bool dense_images_ = true;  // every branch has the result's size, and rows without gaps
   bool whole_bytes_ = true;   // every branch has a multiple of eight channels
   bool has_bits_;

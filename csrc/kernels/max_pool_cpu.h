@@ -35,7 +35,8 @@ class MaxPoolCpu {
     const auto height = static_cast<int32_t>(branch.map.size[3]);
     for (int32_t d = 0; d < kernel_depth; ++d) {
       for (int32_t h = 0; h < kernel_height_; ++h) {
-        for (int32_t t = 0; t < kernel_width_; ++t) places_.push_back({d * height + h, t});
+        for (int32_t t = 0; t < kernel_width_; ++t)
+          places_.push_back({d * height + h, (d * height + h) * branch.map.size[4] + t});
       }
     }
   }
@@ -74,14 +75,68 @@ class MaxPoolCpu {
     if (tracked) put_index(index, wide, index_offset(p.n, c, p), taken, columns * channels);
   }
 
-  // What the windows took from rows [rows.begin, rows.end) of a channel, counted over depth and
-  // height: dense. n and c: of the branch. grad(d, h): a dense row of the windows' gradient.
+  // The same for whole rows of one channel that follow each other.
+  void rows(const Position& p, int64_t count, acc_t* to, void* index, bool wide,
+            Scratch& scratch) const {
+    const int64_t width = index_map_.size[4], inside = branch_.map.size[4], step = stride();
+    Position at = p;
+    if (count == 1 || inside != width * step) {
+      for (int64_t i = 0; i < count; ++i, ++at.at[1])
+        row(at, width, to + i * width, index, wide, scratch);
+      return;
+    }
+    // The rows are one to which the windows' step leads from row to row: only those windows that
+    // reach beyond the ends of their rows are seen to one by one.
+    const int64_t c = p.c - branch_.channel_begin, windows = count * width;
+    const int64_t before = branch_.axis[2].padding, around = before + kernel_width_;
+    const bool tracked = index && (branch_.map.size[0] != 1 || p.n == 0);
+    const auto number = [&](std::vector<acc_t>& memory, int64_t size) {
+      return tracked ? room(memory, size) : nullptr;
+    };
+    const int64_t size = count * inside + 2 * around;
+    const PoolRow<acc_t> padded{room(scratch.best[0], size), number(scratch.best[1], size)};
+    for (acc_t* memory : {padded.values, padded.rows}) {
+      if (!memory) continue;
+      std::fill_n(memory, around, acc_t(0));
+      std::fill_n(memory + size - around, around, acc_t(0));
+    }
+    const PoolRow<acc_t> best = from(padded, around);
+    for (int64_t i = 0; i < count; ++i, ++at.at[1])
+      take_rows(at, c, {0, static_cast<int32_t>(inside)}, 1, from(best, i * inside), scratch);
+    const PoolPlace<acc_t> taken{to, number(scratch.taken[0], windows),
+                                 number(scratch.taken[1], windows)};
+    take_side_by_side(windows, from(best, -before), taken, scratch);
+    for (int64_t k = 0; k < width; ++k) {
+      const int64_t first = k * step - before;
+      if (first >= 0 && first + kernel_width_ <= inside) continue;
+      const auto from_tap = static_cast<int32_t>(std::max<int64_t>(0, -first));
+      const auto end_tap = static_cast<int32_t>(std::min<int64_t>(kernel_width_, inside - first));
+      for (int64_t i = 0; i < count; ++i) {
+        take_taps(from_tap, end_tap, from(best, i * inside + first), 1, from(taken, i * width + k),
+                  1, scratch);
+      }
+    }
+    if (tracked) put_index(index, wide, index_offset(p.n, c, p), taken, windows);
+  }
+
+  // Some rows of a channel, counted over depth and height, dense.
+  struct Rows {
+    Range range;
+    acc_t* grad;
+    const acc_t* input;  // or null
+  };
+
+  // Writes what the windows took from the rows: grad(d, h) is a dense row of the windows' gradient,
+  // of which they get `factor` times as much. n and c: of the branch. Returns the sum of the
+  // products of the windows' gradient and the inputs.
   template <typename F>
-  void add_up_rows(int64_t n, int64_t c, Range rows, const void* index, bool wide, acc_t* to,
-                   F&& grad) const {
+  double add_up_rows(int64_t n, int64_t c, const Rows& to, const void* index, bool wide,
+                     acc_t factor, F&& grad) const {
+    const Range rows = to.range;
     const int64_t (&size)[kDims] = branch_.map.size;
     const auto height = static_cast<int32_t>(size[3]);
-    std::fill_n(to, (rows.end - rows.begin) * size[4], acc_t(0));
+    std::fill_n(to.grad, (rows.end - rows.begin) * size[4], acc_t(0));
+    double dot = 0;
     const int32_t first_d = rows.begin / height, last_d = (rows.end - 1) / height;
     const bool one_image = first_d == last_d;
     const Range depths = readers(0, first_d, last_d);
@@ -91,13 +146,21 @@ class MaxPoolCpu {
       for (int32_t h = heights.begin; h < heights.end; ++h) {
         const Position window{n, c, {d, h, 0}};
         const void* codes = advance(index, wide, index_offset(n, c, window));
+        const auto put = [&](const auto* typed) {
+          if (to.input) {
+            dot += put_back<true>(window, to, typed, grad(d, h), factor);
+          } else {
+            put_back<false>(window, to, typed, grad(d, h), factor);
+          }
+        };
         if (wide) {
-          put_back(window, rows, static_cast<const int32_t*>(codes), grad(d, h), to);
+          put(static_cast<const int32_t*>(codes));
         } else {
-          put_back(window, rows, static_cast<const uint8_t*>(codes), grad(d, h), to);
+          put(static_cast<const uint8_t*>(codes));
         }
       }
     }
+    return dot;
   }
 
   // The same for channels_last, where a row of the gradient is added up in scratch: begin,
@@ -146,9 +209,11 @@ class MaxPoolCpu {
     return (windows.end - windows.begin - 1) * stride() + kernel_width_;
   }
 
-  // An element of a window: its row, counted over depth and height, and its column.
+  // An element of a window, from its corner on: its row, counted over depth and height, and where
+  // it is in a dense map.
   struct Place {
-    int32_t row, column;
+    int32_t row;
+    int64_t offset;
   };
 
   // The windows that hold any of [first, last] along an axis.
@@ -157,12 +222,13 @@ class MaxPoolCpu {
             pool_readers(branch_.axis[axis], last).end};
   }
 
-  // Adds what the row of windows from `window` on took from `rows`, which begin at `to`.
-  template <typename code_t>
-  void put_back(const Position& window, Range rows, const code_t* codes, const acc_t* grad,
-                acc_t* to) const {
+  // Adds what the row of windows from `window` on took from the rows.
+  template <bool kDots, typename code_t>
+  double put_back(const Position& window, const Rows& to, const code_t* codes, const acc_t* grad,
+                  acc_t factor) const {
     const int64_t width = branch_.map.size[4], count = index_map_.size[4];
     const auto height = static_cast<int32_t>(branch_.map.size[3]);
+    const Range rows = to.range;
     // The windows' corner, which may lie in the padding, and the rows that they hold.
     const int32_t corner = -row_number(window, 0, 0, height);
     const Range d = pool_window(branch_.axis[0], window.at[0]);
@@ -170,13 +236,24 @@ class MaxPoolCpu {
     const bool all =
         d.begin * height + h.begin >= rows.begin && (d.end - 1) * height + h.end <= rows.end;
     const int64_t step = stride(), codes_apart = code_stride();
-    acc_t* at = to + (corner - rows.begin) * width - branch_.axis[2].padding;
-    for (int64_t k = 0; k < count; ++k, at += step, codes += codes_apart) {
-      const Place place = places_[*codes];
-      const int32_t row = corner + place.row;
-      if (all || (row >= rows.begin && row < rows.end))
-        at[place.row * width + place.column] += grad[k];
+    const int64_t begin = (corner - rows.begin) * width - branch_.axis[2].padding;
+    const Place* places = places_.data();
+    acc_t dot = 0;
+    const auto put = [&](int64_t k, const Place& place) {
+      const int64_t at = begin + k * step + place.offset;
+      to.grad[at] += factor * grad[k];
+      if (kDots) dot += grad[k] * to.input[at];
+    };
+    if (all) {
+      for (int64_t k = 0; k < count; ++k) put(k, places[codes[k * codes_apart]]);
+    } else {
+      for (int64_t k = 0; k < count; ++k) {
+        const Place& place = places[codes[k * codes_apart]];
+        const int32_t row = corner + place.row;
+        if (row >= rows.begin && row < rows.end) put(k, place);
+      }
     }
+    return static_cast<double>(dot);
   }
 
   // Between codes of neighbouring windows.

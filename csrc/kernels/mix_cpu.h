@@ -45,6 +45,7 @@ class MixCpu {
   };
 
   int64_t num_chunks() const { return ceil_div(rows_.count, branches_.rows_per_chunk()); }
+  int64_t chunks_per_task() const { return branches_.chunks_per_task(); }
 
   // Writes the rows of chunks [begin, end).
   void run(int64_t begin, int64_t end, Scratch& scratch) const {

@@ -12,7 +12,7 @@ inline int64_t plane_size(const Map& map) { return map.size[2] * map.size[3] * m
 
 // Whether the rows of a plane are short enough for that, and it stays in the cache.
 inline bool is_small_plane(const int64_t (&size)[kDims]) {
-  constexpr int64_t kWidest = 128, kLargest = 8192;  // elements
+  constexpr int64_t kWidest = 256, kLargest = 32768;  // elements
   return size[4] <= kWidest && size[2] * size[3] * size[4] <= kLargest;
 }
 
@@ -24,6 +24,12 @@ inline bool has_dense_planes(const int64_t (&size)[kDims], const int64_t (&strid
     expected *= size[i];
   }
   return true;
+}
+
+// The same of those of an image, with pixels that are neighbours also where they are one column.
+inline bool has_dense_images(const int64_t (&size)[kDims], const int64_t (&stride)[kDims]) {
+  return has_dense_planes(size, stride) && stride[4] == 1 &&
+         (size[1] == 1 || stride[1] == size[2] * size[3] * size[4]);
 }
 
 // The rows of a plane, each as a sum of rows of a few others, its sources. They have one length.

@@ -39,9 +39,10 @@ class SpreadCpu {
       }
     }
     if (targets_.empty()) return;
-    // What is only copied is so in longer runs, unless the gradient's plane is at hand.
-    const bool any = std::any_of(targets_.begin(), targets_.end(),
-                                 [](const Target& t) { return t.by_planes && !t.copied; });
+    // What is only copied is so in longer runs, unless the gradient's plane is at hand or wanted.
+    const bool any = std::any_of(targets_.begin(), targets_.end(), [](const Target& t) {
+      return t.by_planes && (!t.copied || t.wants_dots);
+    });
     for (Target& t : targets_) t.by_planes = t.by_planes && any;
     // Neighbouring units both read the gradient's rows at their border, so no unit is too small.
     units_ = std::max<int64_t>(
@@ -138,6 +139,7 @@ class SpreadCpu {
     std::vector<acc_t> copies;            // of rows that the row operations cannot walk
     std::vector<acc_t> block;             // sums of many rows
     std::vector<acc_t> image;             // one image's share of the tile
+    std::vector<acc_t> input;             // the forward's values
     typename MaxPoolCpu<acc_t>::Scratch pool;
     std::vector<acc_t> plane;  // of the gradient, behind the gate
     PlaneSums plane_sums[kMaxBranches];
@@ -212,18 +214,15 @@ class SpreadCpu {
     };
     t.few_taps = !extended && !gate && !over_batch && map.channels_last && t.width &&
                  few(t.width) && few(t.height) && few(t.depth) && !(t.height && t.depth);
-    const auto is_dense = [&](const int64_t (&stride)[kDims], const int64_t (&size)[kDims]) {
-      return stride[4] == 1 && stride[3] == size[4] && stride[2] == size[3] * stride[3] &&
-             stride[1] == size[2] * stride[2];
-    };
     t.copied = is_identity(branch);
     t.by_planes = !map.channels_last && !grad.channels_last && !extended && !over_batch &&
                   has_dense_planes(grad.size, grad.stride) && is_small_plane(grad.size) &&
                   is_small_plane(map.size) && most_rows(t) <= kMostAtOnce;
     t.dense_rows = t.walkable && !t.extended && is_identity(branch) && !t.over_batch &&
-                   !map.channels_last && weights.per_branch() && is_dense(grad.stride, grad.size);
+                   !map.channels_last && weights.per_branch() &&
+                   has_dense_images(grad.size, grad.stride);
     t.dense_inputs =
-        t.wants_dots && !map.channels_last && is_dense(params_.input_stride[b], map.size);
+        t.wants_dots && !map.channels_last && has_dense_images(map.size, params_.input_stride[b]);
   }
 
   // Rows of the gradient that one of the branch reads, at most.
@@ -281,8 +280,12 @@ class SpreadCpu {
       if (to) apply_to_plane(t, p, plane, to, plain, scratch);
       return;
     }
-    acc_t* sum = room(scratch.sum, length);
-    apply_to_plane(t, p, plane, sum, kKeep, scratch);
+    const acc_t* sum = plane;
+    if (!t.copied) {
+      acc_t* applied = room(scratch.sum, length);
+      apply_to_plane(t, p, plane, applied, kKeep, scratch);
+      sum = applied;
+    }
     add_dots(t, p, p.n, length, sum, unit, scratch);
     if (to) store_run(ops_, sum, length, to, plain, weight_at(t, p));
   }
@@ -348,7 +351,11 @@ class SpreadCpu {
       const bool by_channel = t.pool && !t.map.channels_last;
       for (int64_t row = first; row < last;) {
         const int64_t together = by_channel ? rows_together(t, p, row, last, 1) : 1;
-        write_extended_rows(t, p, source, columns * together, offset, unit, scratch);
+        if (by_channel && !t.over_batch && (t.dense_inputs || !t.wants_dots)) {
+          write_pooled_rows(t, p, columns * together, offset, unit, scratch);
+        } else {
+          write_extended_rows(t, p, source, columns * together, offset, unit, scratch);
+        }
         row += together;
         step_over(together);
       }
@@ -434,7 +441,7 @@ class SpreadCpu {
     acc_t* image = is_result ? sum : room(scratch.image, length);
     for (int32_t n = images.begin; n < images.end; ++n) {
       if (t.pool && !t.map.channels_last) {
-        add_up_pooled_rows(t, p, n, columns, image, scratch);
+        add_up_pooled_rows(t, p, n, columns, image, nullptr, acc_t(1), scratch);
       } else if (t.pool) {
         add_up_pooled_pixels(t, p, n, source, columns, image, scratch);
       } else {
@@ -462,20 +469,33 @@ class SpreadCpu {
               {nullptr, nullptr, false, t.map.dtype});
   }
 
-  // A max-pooled branch: what was taken from rows of a channel, p's and those after it.
-  void add_up_pooled_rows(const Target& t, const Position& p, int32_t n, int64_t columns, acc_t* to,
-                          Scratch& scratch) const {
+  // The rows of a channel of a max-pooled branch from p's on.
+  void write_pooled_rows(const Target& t, const Position& p, int64_t columns, int64_t offset,
+                         int64_t unit, Scratch& scratch) {
+    void* to = t.map.data ? advance(t.map.data, t.map.dtype, offset) : nullptr;
+    const bool in_place = to && t.map.dtype == kSumType<acc_t>;
+    acc_t* sum = in_place ? static_cast<acc_t*>(to) : room(scratch.sum, columns);
+    const acc_t* input = t.wants_dots ? input_at(t, p, columns, scratch.input) : nullptr;
+    const double dot = add_up_pooled_rows(t, p, p.n, columns, sum, input, weight_at(t, p), scratch);
+    if (t.wants_dots) *dots_at(t, p, p.n, unit, 1) += dot;
+    if (to && !in_place) store_run(ops_, sum, columns, to, {nullptr, nullptr, false, t.map.dtype});
+  }
+
+  // What was taken of image n from the rows of a channel, p's and those after it: see add_up_rows.
+  double add_up_pooled_rows(const Target& t, const Position& p, int32_t n, int64_t columns,
+                            acc_t* to, const acc_t* input, acc_t factor, Scratch& scratch) const {
     const Map& grad = params_.grad;
     const auto first = static_cast<int32_t>(p.at[0] * t.map.size[3] + p.at[1]);
     const auto count = static_cast<int32_t>(columns / t.rows.width);
     begin_list(t, 1, scratch);
-    t.pool->add_up_rows(n, p.c, {first, first + count}, params_.index[t.branch],
-                        params_.wide_index[t.branch], to, [&](int32_t d, int32_t h) {
-                          scratch.count = 0;
-                          list_row(t, n, p.c + t.channel_begin, d, h, 0, acc_t(1), scratch);
-                          copy_rows(t, {grad.size[4], 1, grad.stride[4], grad.stride[1]}, scratch);
-                          return static_cast<const acc_t*>(scratch.taps[0]);
-                        });
+    return t.pool->add_up_rows(n, p.c, {{first, first + count}, to, input}, params_.index[t.branch],
+                               params_.wide_index[t.branch], factor, [&](int32_t d, int32_t h) {
+                                 scratch.count = 0;
+                                 list_row(t, n, p.c + t.channel_begin, d, h, 0, acc_t(1), scratch);
+                                 copy_rows(t, {grad.size[4], 1, grad.stride[4], grad.stride[1]},
+                                           scratch);
+                                 return static_cast<const acc_t*>(scratch.taps[0]);
+                               });
   }
 
   // The same of columns of the row at p, pixel by pixel.
@@ -708,26 +728,36 @@ class SpreadCpu {
     }
   }
 
+  // The unit's sums for the weights of the row at p of image n.
+  double* dots_at(const Target& t, const Position& p, int64_t n, int64_t unit, int64_t count) {
+    const int64_t per_image = groups_per_image();
+    int64_t group = params_.weights.stride_n == 0 ? 0 : n * per_image;
+    if (per_image > 1) group += p.c + t.channel_begin;
+    return dots_[unit * kMaxBranches + t.branch].from(group, count);
+  }
+
+  // The forward's values of so many columns of the row at p, in place or copied to `memory`.
+  const acc_t* input_at(const Target& t, const Position& p, int64_t columns,
+                        std::vector<acc_t>& memory) const {
+    const int64_t (&stride)[kDims] = params_.input_stride[t.branch];
+    const DType dtype = params_.input_dtype[t.branch];
+    const void* input = advance(params_.inputs[t.branch], dtype, offset_in(stride, p));
+    return loaded(memory, input, dtype, {columns, t.rows.channels, stride[4], stride[1]}, ops_);
+  }
+
   // Adds <sum, x_b> over the columns of the row at p, and of those after it, to the gradients of
   // the weights of image n.
   void add_dots(const Target& t, const Position& p, int64_t n, int64_t columns, const acc_t* sum,
                 int64_t unit, Scratch& scratch) {
-    const Weights& weights = params_.weights;
-    const int64_t per_image = groups_per_image(), channels = t.rows.channels;
+    const int64_t channels = t.rows.channels;
     // All values of the row share a weight, or (channels_last) those of each channel.
-    const bool by_channel = t.map.channels_last && per_image > 1;
-    int64_t group = weights.stride_n == 0 ? 0 : n * per_image;
-    if (per_image > 1) group += p.c + t.channel_begin;
-    double* dots = dots_[unit * kMaxBranches + t.branch].from(group, by_channel ? channels : 1);
-    const int64_t (&stride)[kDims] = params_.input_stride[t.branch];
-    const DType dtype = params_.input_dtype[t.branch];
+    const bool by_channel = t.map.channels_last && groups_per_image() > 1;
+    double* dots = dots_at(t, p, n, unit, by_channel ? channels : 1);
     // Rows of a channel that follow each other are one run where the input is dense, too.
     const int64_t run = t.dense_inputs ? columns : std::min(columns, t.rows.width);
     Position row = p;
     for (int64_t done = 0; done < columns; done += run, sum += run * channels) {
-      const acc_t* value =
-          loaded(scratch.copies, advance(params_.inputs[t.branch], dtype, offset_in(stride, row)),
-                 dtype, {run, channels, stride[4], stride[1]}, ops_);
+      const acc_t* value = input_at(t, row, run, scratch.copies);
       if (by_channel) {
         ops_.dot(sum, value, run, channels, dots);
       } else {

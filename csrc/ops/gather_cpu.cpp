@@ -10,7 +10,7 @@ namespace {
 
 template <typename Gather>
 void run_chunks(const Gather& gather) {
-  torch::stable::parallel_for(0, gather.num_chunks(), /*grain_size=*/4,
+  torch::stable::parallel_for(0, gather.num_chunks(), gather.chunks_per_task(),
                               [&](int64_t begin, int64_t end) {
                                 typename Gather::Scratch scratch(gather);
                                 gather.run(begin, end, scratch);
