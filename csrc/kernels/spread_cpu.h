@@ -138,7 +138,7 @@ class SpreadCpu {
     std::vector<uint8_t> bits;            // of gates that begin within a byte
     std::vector<acc_t> copies;            // of rows that the row operations cannot walk
     std::vector<acc_t> block;             // sums of many rows
-    std::vector<acc_t> image;             // one image's share of the tile
+    std::vector<acc_t> image;             // one image's share of the tile, or a weighted plane
     std::vector<acc_t> input;             // the forward's values
     typename MaxPoolCpu<acc_t>::Scratch pool;
     std::vector<acc_t> plane;  // of the gradient, behind the gate
@@ -215,7 +215,7 @@ class SpreadCpu {
     t.few_taps = !extended && !gate && !over_batch && map.channels_last && t.width &&
                  few(t.width) && few(t.height) && few(t.depth) && !(t.height && t.depth);
     t.copied = is_identity(branch);
-    t.by_planes = !map.channels_last && !grad.channels_last && !extended && !over_batch &&
+    t.by_planes = !map.channels_last && !grad.channels_last && !t.pool && !over_batch &&
                   has_dense_planes(grad.size, grad.stride) && is_small_plane(grad.size) &&
                   is_small_plane(map.size) && most_rows(t) <= kMostAtOnce;
     t.dense_rows = t.walkable && !t.extended && is_identity(branch) && !t.over_batch &&
@@ -242,7 +242,8 @@ class SpreadCpu {
         if (!t.by_planes || c < t.channel_begin || c >= t.channel_begin + t.map.size[1]) continue;
         if (!plane || t.gate != gate) plane = gated_plane(t, n, c, scratch);
         gate = t.gate;
-        write_plane(t, {n, c - t.channel_begin, {0, 0, 0}}, plane, unit, scratch);
+        write_plane(t, {n, c - t.channel_begin, {0, 0, 0}}, weighted_plane(t, n, plane, scratch),
+                    unit, scratch);
       }
     }
   }
@@ -267,6 +268,19 @@ class SpreadCpu {
       ops_.gate(plane, bits, off, length);
     }
     return plane;
+  }
+
+  // The same times the weights of the branch's pixels.
+  const acc_t* weighted_plane(const Target& t, int64_t n, const acc_t* plane,
+                              Scratch& scratch) const {
+    const PixelWeights& pixels = params_.pixel_weights;
+    if (!pixels.has(t.branch)) return plane;
+    const int64_t length = plane_size(params_.grad);
+    acc_t* weighted = room(scratch.image, length);
+    const acc_t* factors =
+        static_cast<const acc_t*>(pixels.data) + n * pixels.stride_n + t.branch * pixels.stride_b;
+    ops_.weigh({weighted, plane, acc_t(1), nullptr, factors, length, 1, false});
+    return weighted;
   }
 
   // The branch's plane that begins at p, from that of the gradient.
