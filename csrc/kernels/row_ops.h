@@ -154,6 +154,7 @@ struct AlongPixelsArgs {
   int32_t count;
   int64_t begin, columns;
   Finish finish;
+  int64_t stride = 0;  // set by the loops: of a pixel, in what is written
 };
 
 // to[k] = (add ? to[k] : 0) + factor * per_channel[k % channels] * per_pixel[k / channels] *

@@ -376,13 +376,6 @@ template <typename vec_t, Kind kKind, typename S, typename T>
 MSR_INLINE void slice_of_pixel(const PixelSlice<typename vec_t::acc_t>& slice, int64_t column,
                                const T* base, const Finish how, T* to) {
   const auto& source = slice.sources[0];
-  if constexpr (kKind == Kind::kPlain && std::is_same_v<S, T>) {
-    if (slice.copied) {
-      const int64_t offset = source.taps->first[column] * source.row_stride;
-      memcpy(to, static_cast<const S*>(source.row) + offset, slice.channels * sizeof(T));
-      return;
-    }
-  }
   const int32_t count = source.taps->count[column];
   const auto run = [&](auto fixed) {
     pixel<vec_t, decltype(fixed)::value, kKind, S>(source, column, count, slice.channels, base, how,
@@ -396,25 +389,72 @@ MSR_INLINE void slice_of_pixel(const PixelSlice<typename vec_t::acc_t>& slice, i
   run(std::integral_constant<int, 0>{});
 }
 
-// One pixel of any number of sources and taps.
+// One pixel of any number of sources and taps. They are listed before: several vectors of channels
+// are summed side by side, as a single sum would wait for each addition.
 template <typename vec_t, Kind kKind, typename S, typename T>
 MSR_INLINE void pixel_of_many(const PixelSlice<typename vec_t::acc_t>& slice, int64_t column,
                               const T* base, const Finish how, T* to) {
-  for_each_lane_block<vec_t, !has_bits(kKind), S, T>(slice.channels, [&](auto lane, int64_t c) {
-    using V = decltype(lane);
-    V sum = V::broadcast(0);
-    for (int32_t i = 0; i < slice.count; ++i) {
-      const auto& source = slice.sources[i];
-      const auto* weights = source.taps->weights + source.taps->start[column];
-      const S* from =
-          static_cast<const S*>(source.row) + source.taps->first[column] * source.row_stride + c;
-      for (int32_t t = 0; t < source.taps->count[column]; ++t) {
-        const V weight = V::broadcast(source.factor * weights[t]);
-        sum = V::load(from + t * source.row_stride).times_plus(weight, sum);
+  using acc_t = typename vec_t::acc_t;
+  constexpr int32_t kMost = 32;
+  constexpr int kVectors = 4;
+  const S* from[kMost];
+  acc_t weights[kMost];
+  int32_t count = 0, source = 0, tap = 0;
+  const auto list = [&] {
+    for (count = 0; source < slice.count; ++source, tap = 0) {
+      const auto& rows = slice.sources[source];
+      const auto* taps = rows.taps->weights + rows.taps->start[column];
+      const S* first = static_cast<const S*>(rows.row) + rows.taps->first[column] * rows.row_stride;
+      for (; tap < rows.taps->count[column]; ++tap, ++count) {
+        if (count == kMost) return;
+        from[count] = first + tap * rows.row_stride;
+        weights[count] = rows.factor * taps[tap];
       }
     }
+  };
+  const auto add = [&](auto sum, int64_t c) {
+    using V = decltype(sum);
+    for (int32_t i = 0; i < count; ++i)
+      sum = V::load(from[i] + c).times_plus(V::broadcast(weights[i]), sum);
+    return sum;
+  };
+  const auto write = [&](auto sum, int64_t c) {
+    using V = decltype(sum);
     if (base) sum = sum + V::load(base + c);
     finish<kKind>(sum, how, to, c);
+  };
+  list();
+  if (source < slice.count) {  // more than the list holds: a block of channels after the other
+    for_each_lane_block<vec_t, !has_bits(kKind), S, T>(slice.channels, [&](auto lane, int64_t c) {
+      source = tap = 0;
+      auto sum = decltype(lane)::broadcast(0);
+      do {
+        list();
+        sum = add(sum, c);
+      } while (source < slice.count);
+      write(sum, c);
+    });
+    return;
+  }
+  int64_t done = 0;
+  // Rows of bfloat16 have vectors of their own, in pairs.
+  constexpr int kStep = kVectors * vec_t::kLanes;
+  constexpr bool kAtOnce = !std::is_same_v<S, BFloat16> || !std::is_same_v<T, BFloat16>;
+  for (; kAtOnce && done + kStep <= slice.channels; done += kStep) {
+    vec_t sums[kVectors];
+    for (vec_t& sum : sums) sum = vec_t::broadcast(0);
+    for (int32_t i = 0; i < count; ++i) {
+      const vec_t weight = vec_t::broadcast(weights[i]);
+      for (int v = 0; v < kVectors; ++v)
+        sums[v] = vec_t::load(from[i] + done + v * vec_t::kLanes).times_plus(weight, sums[v]);
+    }
+    for (int v = 0; v < kVectors; ++v) write(sums[v], done + v * vec_t::kLanes);
+  }
+  // The last vector ends where the pixel ends, where that is allowed.
+  constexpr bool kOverlap = !has_bits(kKind);
+  if (kOverlap && done > 0 && slice.channels % vec_t::kLanes != 0) done -= vec_t::kLanes;
+  for_each_lane_block<vec_t, kOverlap, S, T>(slice.channels - done, [&](auto lane, int64_t c) {
+    write(add(decltype(lane)::broadcast(0), done + c), done + c);
   });
 }
 
@@ -465,22 +505,18 @@ struct FewTaps {
   }
 };
 
-// Calls write(slice, column, base, how, to) for every slice of every pixel.
+// Calls write(column, base, how, to) for every pixel of the one slice that is left in args.
 template <typename acc_t, typename T, typename F>
 MSR_INLINE void for_each_pixel(const AlongPixelsArgs<acc_t>& args, T* to, F&& write) {
   const T* base = static_cast<const T*>(args.base);
-  const int64_t end = args.begin + args.columns;
-  const int32_t count = args.count;
+  const int64_t end = args.begin + args.columns, stride = args.stride;
   Finish how = args.finish;
   for (int64_t column = args.begin; column < end; ++column) {
-    for (int32_t i = 0; i < count; ++i) {
-      const int64_t channels = args.slices[i].channels;
-      write(args.slices[i], column, base, how, to);
-      to += channels;
-      if (base) base += channels;
-      if (how.gate) how.gate += channels / 8;
-      if (how.mask) how.mask += channels / 8;
-    }
+    write(column, base, how, to);
+    to += stride;
+    if (base) base += stride;
+    if (how.gate) how.gate += stride / 8;
+    if (how.mask) how.mask += stride / 8;
   }
 }
 
@@ -490,10 +526,9 @@ void along_few(const AlongPixelsArgs<typename vec_t::acc_t>& args, T* to) {
   const auto run = [&](auto taps) {
     const FewTaps<vec_t, kSources, decltype(taps)::value, S> few(args.slices[0]);
     const int64_t channels = args.slices[0].channels;
-    for_each_pixel(args, to,
-                   [&](const auto&, int64_t column, const T* base, const Finish& how, T* pixel) {
-                     few.template write<kKind>(column, base, how, pixel, channels);
-                   });
+    for_each_pixel(args, to, [&](int64_t column, const T* base, const Finish& how, T* pixel) {
+      few.template write<kKind>(column, base, how, pixel, channels);
+    });
   };
   if (args.slices[0].max_taps == 1) return run(std::integral_constant<int, 1>{});
   run(std::integral_constant<int, 2>{});
@@ -506,64 +541,54 @@ void along_copied(const AlongPixelsArgs<acc_t>& args, T* to) {
   const T* row = static_cast<const T*>(source.row);
   const int32_t* index = source.taps->first + args.begin;
   const int64_t columns = args.columns, channels = args.slices[0].channels;
-  for (int64_t k = 0; k < columns; ++k, to += channels)
+  for (int64_t k = 0; k < columns; ++k, to += args.stride)
     memcpy(to, row + index[k] * source.row_stride, channels * sizeof(T));
-}
-
-// One slice of one pixel. A call of its own: every other instance of along_pixels has two of them.
-template <typename vec_t, Kind kKind, typename S, typename T>
-__attribute__((noinline)) void any_slice_of_pixel(const PixelSlice<typename vec_t::acc_t>& slice,
-                                                  int64_t column, const T* base, const Finish& how,
-                                                  T* to) {
-  if constexpr (has_fixed_counts<vec_t, S, T>(kKind)) {
-    if (slice.count == 2 && slice.few && slice.max_taps == 2) {
-      const FewTaps<vec_t, 2, 2, S> few(slice);
-      return few.template write<kKind>(column, base, how, to, slice.channels);
-    }
-  }
-  if (slice.count > 1) return pixel_of_many<vec_t, kKind, S>(slice, column, base, how, to);
-  slice_of_pixel<vec_t, kKind, S>(slice, column, base, how, to);
 }
 
 template <typename vec_t, Kind kKind, typename S, typename T>
 void along_pixels_typed(const AlongPixelsArgs<typename vec_t::acc_t>& args, T* to) {
   using acc_t = typename vec_t::acc_t;
-  const PixelSlice<acc_t>& first = args.slices[0];
+  const PixelSlice<acc_t>& slice = args.slices[0];
   if constexpr (kKind == Kind::kPlain && std::is_same_v<S, T>) {
-    if (args.count == 1 && first.copied) return along_copied(args, to);
+    if (slice.copied) return along_copied(args, to);
   }
   if constexpr (has_fixed_counts<vec_t, S, T>(kKind)) {
-    if (args.count == 1 && first.few) {
-      if (first.count == 1) return along_few<vec_t, 1, kKind, S>(args, to);
-      if (first.count == 2) return along_few<vec_t, 2, kKind, S>(args, to);
-      if (first.count == 3) return along_few<vec_t, 3, kKind, S>(args, to);
-      if (first.count == 4) return along_few<vec_t, 4, kKind, S>(args, to);
+    if (slice.few) {
+      if (slice.count == 1) return along_few<vec_t, 1, kKind, S>(args, to);
+      if (slice.count == 2) return along_few<vec_t, 2, kKind, S>(args, to);
+      if (slice.count == 3) return along_few<vec_t, 3, kKind, S>(args, to);
+      if (slice.count == 4) return along_few<vec_t, 4, kKind, S>(args, to);
     }
   }
-  for_each_pixel(args, to,
-                 [&](const PixelSlice<acc_t>& slice, int64_t column, const T* base,
-                     const Finish& how, T* pixel) {
-                   // Slices differ in type: narrow ones, and ones in the accumulation type.
-                   if (std::is_same_v<S, acc_t> || slice.dtype != DType::kFloat32) {
-                     any_slice_of_pixel<vec_t, kKind, S>(slice, column, base, how, pixel);
-                   } else {
-                     any_slice_of_pixel<vec_t, kKind, acc_t>(slice, column, base, how, pixel);
-                   }
-                 });
+  for_each_pixel(args, to, [&](int64_t column, const T* base, const Finish& how, T* pixel) {
+    if (slice.count > 1) {
+      pixel_of_many<vec_t, kKind, S>(slice, column, base, how, pixel);
+    } else {
+      slice_of_pixel<vec_t, kKind, S>(slice, column, base, how, pixel);
+    }
+  });
 }
 
+// Slice after slice: each is walked as a map of its own, whose pixels are further apart.
 template <typename vec_t>
-void along_pixels(const AlongPixelsArgs<typename vec_t::acc_t>& args) {
+void along_pixels(const AlongPixelsArgs<typename vec_t::acc_t>& all) {
   using acc_t = typename vec_t::acc_t;
-  DType narrowest = args.slices[0].dtype;
-  for (int32_t i = 1; i < args.count; ++i)
-    if (args.slices[i].dtype != DType::kFloat32) narrowest = args.slices[i].dtype;
-  with_types<acc_t>(narrowest, args.to, args.finish.dtype, [&](auto row, auto* to) {
-    using S = decltype(row);
-    with_kind<vec_t>(args.finish, [&](auto kind) {
-      along_pixels_typed<vec_t, decltype(kind)::value, S>(args, to);
+  AlongPixelsArgs<acc_t> args = all;
+  args.count = 1;
+  args.stride = 0;
+  for (int32_t i = 0; i < all.count; ++i) args.stride += all.slices[i].channels;
+  for (int32_t i = 0; i < all.count; ++i, ++args.slices) {
+    const int64_t channels = args.slices->channels;
+    with_types<acc_t>(args.slices->dtype, args.to, args.finish.dtype, [&](auto row, auto* to) {
+      using S = decltype(row);
+      with_kind<vec_t>(args.finish, [&](auto kind) {
+        along_pixels_typed<vec_t, decltype(kind)::value, S>(args, to);
+      });
+      args.to = to + channels;
     });
-  });
+    if (args.finish.gate) args.finish.gate += channels / 8;
+    if (args.finish.mask) args.finish.mask += channels / 8;
+  }
 }
 
 template <typename vec_t, bool kCanLookUp>
