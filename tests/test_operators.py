@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import subprocess
 import sys
 import textwrap
@@ -141,6 +142,30 @@ def outcome(
 def assert_same_bits(first: list[Tensor], second: list[Tensor]) -> None:
     for a, b in zip(first, second, strict=True):
         assert a.dtype == b.dtype and torch.equal(a, b)
+
+
+def in_rows(x: Tensor) -> Tensor:
+    """The same values, each row with a gap behind it."""
+    return torch.cat([x, torch.full_like(x[..., :1], math.nan)], -1)[..., :-1]
+
+
+@every_case
+def test_small_planes_are_their_rows(case: Case, kernel: str) -> None:
+    """CPU kernels take small maps plane by plane, unless their rows have gaps; CUDA has one way."""
+    maps, parameters = leaves(case, torch.float32, kernel)
+    maps = [x.detach().contiguous() for x in maps]
+
+    def outcome_of(maps: list[Tensor], layout: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        maps = [x.requires_grad_() for x in maps]
+        output = case.call(maps, parameters, "kernel")
+        grad = torch.linspace(-1, 1, output.numel(), device=kernel).view(output.shape)
+        inputs = [*maps, *parameters.values()]
+        return [output, *torch.autograd.grad(output, inputs, layout(grad))]
+
+    planes = outcome_of([x.clone() for x in maps], lambda grad: grad)
+    rows = outcome_of([in_rows(x) for x in maps], in_rows)
+    for a, b in zip(planes, rows, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
 @every_case
