@@ -110,7 +110,7 @@ class GatherCpu {
         resampled[b].resize((s.depth_mask + 1) * (s.height_mask + 1));
         if (s.by_planes) plane_sums.resize(gather.params_.num_branches);
       }
-      const int64_t widest = std::max(gather.tile_ * gather.rows_.channels, gather.plane_);
+      const int64_t widest = gather.rows_.channels * gather.tile();
       for (std::vector<uint8_t>& row : bits) row.resize(ceil_div(widest, 8));
     }
 
