@@ -238,11 +238,11 @@ class MaxPoolCpu {
     const int64_t step = stride(), codes_apart = code_stride();
     const int64_t begin = (corner - rows.begin) * width - branch_.axis[2].padding;
     const Place* places = places_.data();
-    acc_t dot = 0;
+    double dot = 0;
     const auto put = [&](int64_t k, const Place& place) {
       const int64_t at = begin + k * step + place.offset;
       to.grad[at] += factor * grad[k];
-      if (kDots) dot += grad[k] * to.input[at];
+      if (kDots) dot += static_cast<double>(grad[k] * to.input[at]);
     };
     if (all) {
       for (int64_t k = 0; k < count; ++k) put(k, places[codes[k * codes_apart]]);
@@ -253,7 +253,7 @@ class MaxPoolCpu {
         if (row >= rows.begin && row < rows.end) put(k, place);
       }
     }
-    return static_cast<double>(dot);
+    return dot;
   }
 
   // Between codes of neighbouring windows.

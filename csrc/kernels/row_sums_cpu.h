@@ -1,5 +1,5 @@
-// Small planes of one channel as wholes. Row by row, a few pixels would cost less to add up than to
-// find: here what each row of a plane is made of is listed once, for all planes of a map.
+// Small planes of one channel as wholes. To find the rows that a short row is made of takes longer
+// than to add them up: here they are listed once, for all planes of a map.
 #pragma once
 
 #include <vector>
@@ -36,6 +36,7 @@ inline bool has_dense_images(const int64_t (&size)[kDims], const int64_t (&strid
 template <typename acc_t>
 class RowSums {
  public:
+  // Begins a list.
   void clear() {
     first_.assign(1, 0);
     source_.clear();
@@ -53,6 +54,7 @@ class RowSums {
     room(pointers_, first_.back() - first_[first_.size() - 2]);
   }
 
+  bool empty() const { return first_.empty(); }
   int32_t rows() const { return static_cast<int32_t>(first_.size()) - 1; }
 
   // to = finish(base + the sums). sources: their dense rows of `columns` values each.
@@ -63,7 +65,7 @@ class RowSums {
   }
 
  private:
-  std::vector<int32_t> first_{0}, source_, row_;
+  std::vector<int32_t> first_, source_, row_;
   std::vector<acc_t> weights_;
   std::vector<const void*> pointers_;
 };

@@ -4,10 +4,9 @@
 // Each branch is written row by row, a row in tiles. Per tile the rows of the incoming gradient are
 // first combined over batch, depth and height, then along the width; a few taps of channels_last
 // pixels are summed where they lie. Small planes take these steps as wholes, for all branches one
-// after the other. The unit of threading, and of
-// the sums for the weights' gradients, is the same share of every branch's rows, so that branches
-// find the gradient's rows in the cache; units depend on the sizes alone, so results do not depend
-// on the number of threads.
+// after the other. The unit of threading, and of the sums for the weights' gradients, is the same
+// share of every branch's rows, so that branches find the gradient's rows in the cache; units
+// depend on the sizes alone, so results do not depend on the number of threads.
 #pragma once
 
 #include <algorithm>
@@ -40,10 +39,10 @@ class SpreadCpu {
     }
     if (targets_.empty()) return;
     // What is only copied is so in longer runs, unless the gradient's plane is at hand or wanted.
-    const bool any = std::any_of(targets_.begin(), targets_.end(), [](const Target& t) {
+    by_planes_ = std::any_of(targets_.begin(), targets_.end(), [](const Target& t) {
       return t.by_planes && (!t.copied || t.wants_dots);
     });
-    for (Target& t : targets_) t.by_planes = t.by_planes && any;
+    for (Target& t : targets_) t.by_planes = t.by_planes && by_planes_;
     // Neighbouring units both read the gradient's rows at their border, so no unit is too small.
     units_ = std::max<int64_t>(
         1, std::min(ceil_div(work, kUnit), ceil_div(fewest_rows, int64_t{kRowsPerUnit})));
@@ -57,7 +56,7 @@ class SpreadCpu {
   void run(int64_t begin, int64_t end) {
     Scratch scratch;
     for (int64_t unit = begin; unit < end; ++unit) {
-      run_planes(unit, scratch);
+      if (by_planes_) run_planes(unit, scratch);
       for (int64_t tile = 0; tile < tiles_; ++tile) {
         for (const Target& target : targets_)
           if (!target.by_planes) run_tile(target, unit, tile, scratch);
@@ -309,7 +308,7 @@ class SpreadCpu {
     const acc_t factor = factor_of(t, p);
     if (t.copied) return store_run(ops_, plane, plane_size(t.map), to, how, factor);
     PlaneSums& sums = scratch.plane_sums[t.branch];
-    if (sums.rows.rows() == 0 || sums.factor != factor) list_plane(t, p, factor, sums, scratch);
+    if (sums.rows.empty() || sums.factor != factor) list_plane(t, p, factor, sums, scratch);
     const int64_t columns = params_.grad.size[4], rows = sums.rows.rows();
     if (!t.width) return sums.rows.write(ops_, &plane, columns, nullptr, to, how);
     acc_t* combined = row_of(scratch, 0, rows * columns);
@@ -786,6 +785,7 @@ class SpreadCpu {
   const int64_t grad_element_;  // bytes
   int64_t grad_stride_[kDims];  // bytes
   int64_t units_ = 0, tiles_ = 1;
+  bool by_planes_ = false;  // some branch is written so
   std::vector<Target> targets_;
   std::vector<Dots> dots_;  // of every unit and branch
 };
