@@ -21,7 +21,7 @@ from .results import Row, load
 from .runner import DIRECT
 from .summary import first_dtype, heading, large_rows
 from .text import markdown
-from .workloads import LAYOUTS
+from .workloads import LAYOUTS, SMALL, TINY
 
 README = machine.ROOT / "README.md"
 _BEGIN = "<!-- made by `python -m benchmarks.summary --readme` from {} -->"
@@ -29,6 +29,8 @@ _END = "<!-- end of what was made -->"
 _BLOCK = re.compile(
     re.escape(_BEGIN).replace(r"\{\}", "(?P<folder>[^\n]+?)") + "\n.*?" + re.escape(_END), re.DOTALL
 )
+#: What the name of a folder ends with that holds a run of the whole grid.
+GRID = "-grid"
 #: Cells that are named where a peer is faster.
 MOST_LOSSES = 12
 _SHOWN = ("inference", "backward")
@@ -100,6 +102,7 @@ def block(root: Path, name: str) -> str:
         _introduction(content, name, rows),
         speedup_table(rows),
         losses(rows),
+        *whole_grid(root, name),
     ]
     if content.get("host"):
         parts += [
@@ -196,6 +199,36 @@ def losses(rows: Sequence[Row]) -> str:
             f"- and {len(lost) - len(worst)} more, less so (`python -m benchmarks --check`)"
         )
     return text + "; slower are:\n\n" + "\n".join(lines)
+
+
+def whole_grid(root: Path, name: str) -> list[str]:
+    """How the cells of the whole grid stand, where a folder beside holds a run of it.
+
+    Args:
+        root: of the checkout.
+        name: of the folder with the results that the README shows, relative to it.
+    """
+    grid = name + GRID
+    if not (root / grid / JSON_NAME).exists():
+        return []
+    content = load(root / grid)
+    rows = [row for row in content["measurements"] if row["launch"] == DIRECT]
+    kinds = {"large maps": large_rows(rows)}
+    for kind, sizes in (("small maps", SMALL), ("tiny maps", TINY)):
+        names = {str(size) for size in sizes.values()} & {row["size"] for row in rows}
+        of_kind = [row for row in rows if row["size"] in names]
+        kinds[f"{kind} ({', '.join(sorted(names))})"] = of_kind
+    lines = []
+    for kind, of_kind in kinds.items():
+        found = goals.standings(of_kind)
+        kept = sum(not standing.lost for standing in found)
+        lines.append(f"- {kind}: {kept} of {len(found)}")
+    return [
+        "Directions of the whole grid that are at least as fast as the best peer, by "
+        f"`{content['command']}`\n({heading(content)}; [{grid}/{JSON_NAME}]({grid}/{JSON_NAME});\n"
+        "[why peers are faster in the others](benchmarks/README.md#where-peers-are-faster)):",
+        "\n".join(lines),
+    ]
 
 
 def host_table(found: Sequence[HostTime]) -> str:

@@ -17,6 +17,7 @@ from benchmarks import text as texts
 from benchmarks.contenders import COMPILED, EAGER, OURS, OURS_FLOAT32, TUNED
 from benchmarks.host import HostTime
 from benchmarks.progress import Progress, duration
+from benchmarks.workloads import parse_size
 
 HOST = [
     HostTime("bilinear-add-relu", "1x16x16x16", way, kind, 1e-5 * (1 + number), 1e-5, 3e-5, 9)
@@ -270,6 +271,23 @@ def test_figures_of_the_readme_are_rewritten(checkout: Path) -> None:
     assert readme.rewrite(None, path) == "results/machine"
     assert path.read_text(encoding="utf-8") == text
     assert readme.current(path)[1] == "results/machine"
+
+
+def test_the_whole_grid_is_counted_beside(checkout: Path) -> None:
+    path, folder = checkout / "README.md", checkout / "results" / "machine"
+    readme.rewrite(folder, path)
+    assert "Directions of the whole grid" not in path.read_text(encoding="utf-8")
+    measurements = [
+        measurement(contender, seconds, cell=CELL._replace(size=parse_size(size)))
+        for size, eager in (("2x8x64x64", 3.0), ("1x64x64x64", 3.0), ("1x16x16x16", 1.0))
+        for contender, seconds in ((EAGER, eager), (OURS, 2.0))
+    ]
+    grid = checkout / "results" / f"machine{readme.GRID}"
+    results.Run(FACTS, measurements, complete=True).write(grid)
+    readme.rewrite(folder, path)
+    text = path.read_text(encoding="utf-8")
+    assert "- large maps: 1 of 1\n- small maps (1x64x64x64): 1 of 1\n" in text
+    assert "- tiny maps (1x16x16x16): 0 of 1\n" in text
 
 
 def test_only_the_worst_losses_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
