@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Detection of digits on photographs, offline: trains, measures, draws.
 
-    python examples/detection.py                    a quarter of an hour; writes detection/
+    python examples/detection.py                    ten minutes; writes detection/
     python examples/detection.py --quick            a minute: shows that it runs, learns nothing
 
 First a classifier learns digits of one size, each scale by itself. Then torchvision's Faster R-CNN

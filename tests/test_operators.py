@@ -168,6 +168,68 @@ def test_small_planes_are_their_rows(case: Case, kernel: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_gradients_of_wide_pixels(
+    dtype: torch.dtype, mode: str, weighted: bool, kernel: str
+) -> None:
+    """Rows that CPU kernels walk in several tiles, of images that they share among threads."""
+    generator = torch.Generator().manual_seed(0)
+    # Of the last map not every row and column is read where it is nearest.
+    sizes = [(26, 150), (13, 75), (7, 38), (3, 19), (1, 1), (23, 149)]
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(kernel, dtype)
+
+    maps = [random(2, 64, *size).contiguous(memory_format=torch.channels_last) for size in sizes]
+    weights = torch.linspace(-1, 2, len(maps), device=kernel) if weighted else None
+    grad = random(2, 64, *sizes[0]).contiguous(memory_format=torch.channels_last)
+
+    def gradients(impl: str, dtype: torch.dtype) -> list[Tensor]:
+        leaves = [x.to(dtype).requires_grad_() for x in maps]
+        own = None if weights is None else weights.clone().requires_grad_()
+        output = msr_cuda.resample_sum(
+            leaves, sizes[0], weights=own, mode=mode, activation="relu", dtype=dtype, impl=impl
+        )
+        wanted = leaves if own is None else [*leaves, own]
+        return list(torch.autograd.grad(output, wanted, grad.to(dtype)))
+
+    truth = gradients("reference", torch.float64)
+    found = gradients("kernel", dtype)
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    for value, expected in zip(found[: len(maps)], truth[: len(maps)], strict=True):
+        # Where rounding decides on which side of the ReLU a sum is, its gradient differs.
+        close = torch.isclose(value.double(), expected, rtol=tolerance, atol=tolerance)
+        assert close.double().mean() > (0.999 if dtype == torch.float32 else 0.95)
+    assert_same_bits(found, gradients("kernel", dtype))
+    if weighted and dtype == torch.float32:
+        torch.testing.assert_close(found[-1].double(), truth[-1].double(), rtol=1e-3, atol=1e-1)
+
+
+def test_maps_behind_one_mask_share_their_gradient(kernel: str) -> None:
+    """As the two terms of ``relu(a + b)`` do in PyTorch: it is written once."""
+    first, second, other = (torch.randn(2, 3, 8, 8, device=kernel) for _ in range(3))
+    low = torch.randn(2, 3, 4, 4, device=kernel)
+    other = other.contiguous(memory_format=torch.channels_last)
+    maps = [x.requires_grad_() for x in (first, low, second, other)]
+    grad = torch.randn(2, 3, 8, 8, device=kernel)
+    expected = torch.autograd.grad(
+        msr_cuda.resample_sum(maps, activation="relu", impl="reference"), maps, grad
+    )
+    job = {"inputs": maps, "activation": "relu"}
+    for output in (
+        msr_cuda.resample_sum(**job, impl="kernel"),
+        *msr_cuda.resample_sum_many([job], impl="kernel"),
+    ):
+        found = torch.autograd.grad(output, maps, grad)
+        assert found[0].data_ptr() == found[2].data_ptr()
+        assert found[0].data_ptr() != found[3].data_ptr()  # it has another layout
+        for value, truth, x in zip(found, expected, maps, strict=True):
+            torch.testing.assert_close(value, truth)
+            assert value.stride() == x.stride()
+
+
 @every_case
 def test_compiled_is_bitwise_equal(case: Case, kernel: str) -> None:
     maps, parameters = leaves(case, torch.float32, kernel)

@@ -13,7 +13,7 @@ namespace msr {
 template <typename acc_t>
 void set_factors(WeighArgs<acc_t>& args, const Weights& weights, const PixelWeights& of_pixels,
                  int b, const Position& p, const Map& map) {
-  if (weights.has(b) && weights.stride_c != 0 && map.channels_last) {
+  if (weights.has(b) && weights.stride_c != 0 && map.channels_last && map.size[1] > 1) {
     args.per_channel =
         static_cast<const acc_t*>(weights.data) + p.n * weights.stride_n + b * weights.stride_b;
   } else {
@@ -88,6 +88,14 @@ class BranchRowsCpu {
     acc_t* to = room(memory, columns * channels(b));
     write(b, p, tile, columns, to, scratch);
     return to;
+  }
+
+  // channels_last: where the pixels of a tile are, each one of a source row's, which index[k]
+  // tells; values() has them one after the other. Of other branches index is null.
+  PickedPixels<acc_t> picked(int b, const Position& p, int64_t tile, std::vector<acc_t>& memory,
+                             Scratch& scratch) const {
+    if (pools_[b]) return {nullptr, nullptr};
+    return gather_.picked_pixels(b, p, tile, memory, scratch.gather);
   }
 
   // R_b(x_b).

@@ -23,6 +23,13 @@ namespace msr {
 // branches.
 enum class GatherPart { kResult, kSum, kBranches };
 
+// Pixels that are picked from a row: index[k] is the k-th one's column, counted from `row`.
+template <typename acc_t>
+struct PickedPixels {
+  const acc_t* row;
+  const int32_t* index;
+};
+
 template <typename acc_t>
 class GatherCpu {
  public:
@@ -130,7 +137,8 @@ class GatherCpu {
   int64_t num_chunks() const { return ceil_div(rows_.count, rows_per_chunk_); }
   // That are worth a thread.
   int64_t chunks_per_task() const {
-    return std::max<int64_t>(1, 4 * kChunk / (rows_per_chunk_ * rows_.width * rows_.channels + 1));
+    const int64_t chunk = rows_per_chunk_ * rows_.width * rows_.channels;
+    return std::max<int64_t>(1, 4 * kChunk / std::max<int64_t>(1, chunk));
   }
 
   // Writes the rows of chunks [begin, end).
@@ -208,6 +216,19 @@ class GatherCpu {
            s.height->first(p.at[1]) == s.height->first(p.at[1] - 1);
   }
 
+  // The pixels of tile number `tile` of the row that p is in, where each is one of a source row's:
+  // they are in place, or that row is copied to `memory`. Otherwise index is null.
+  PickedPixels<acc_t> picked_pixels(int b, const Position& p, int64_t tile,
+                                    std::vector<acc_t>& memory, Scratch& scratch) const {
+    const Source& s = sources_[b];
+    if (!s.picks_pixels) return {nullptr, nullptr};
+    const Range range = s.columns[tile];
+    list_taps(s, p, range.begin, scratch);
+    const Stretch read = stretch_of(s, range.end - range.begin);
+    const acc_t* row = loaded(memory, scratch.taps[0], s.dtype, read, ops_);
+    return {row - range.begin * s.channels, s.taps.first + p.at[2]};
+  }
+
   // Where the values of branch_row lie already, or null.
   const acc_t* row_in_place(int b, const Position& p) const {
     const Source& s = sources_[b];
@@ -240,9 +261,10 @@ class GatherCpu {
     std::vector<Range> columns;  // of the source, per tile
     bool makes_up;               // for what products of weights lose, whose sum would be one
     bool resampled_rows_serve_twice;
-    bool rows_first;   // there are more of them than rows of the result: they are combined before
-    bool rows_repeat;  // a row of the result is one row, resampled along the width
-    bool only_copied;  // every pixel of the result is one of its own
+    bool rows_first;    // there are more of them than rows of the result: they are combined before
+    bool rows_repeat;   // a row of the result is one row, resampled along the width
+    bool only_copied;   // every pixel of the result is one of its own
+    bool picks_pixels;  // the same in channels_last, of a map of another size
     bool dense_planes, dense_image;  // each channel without gaps; one channel after the other
     bool as_it_lies;  // it has the result's size, type and strides: it can be added where it is
     bool lies_well;   // in channels_last: its rows are read where they are
@@ -351,6 +373,8 @@ class GatherCpu {
     s.rows_repeat = single(s.depth) && single(s.height) && !s.weighted;
     s.rows_first = map.size[2] * map.size[3] > params_.out.size[2] * params_.out.size[3] &&
                    most_d * most_h > 1;
+    s.picks_pixels =
+        !planar && s.channels > 1 && s.rows_repeat && single(s.width) && !is_identity(branch);
     s.only_copied = s.rows_repeat && single(s.width) && map.dtype == params_.out.dtype &&
                     (s.channels == 1 || s.channel_stride == 1);
     s.dense_planes = planar && has_dense_planes(map.size, map.stride);
@@ -575,8 +599,7 @@ class GatherCpu {
         RowSums<acc_t>& before = sums.parts[i].before;
         list_taps(s, row, 0, scratch);
         for (int32_t t = 0; t < scratch.count; ++t) {
-          const int64_t bytes = static_cast<const char*>(scratch.taps[t]) - plane(s, p);
-          const auto from = static_cast<int32_t>(bytes / row_bytes);
+          const int32_t from = row_number(scratch.taps[t], plane(s, p), row_bytes);
           if (combines_before(s)) {
             before.add(0, from, scratch.weights[t]);
           } else {

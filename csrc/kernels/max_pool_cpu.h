@@ -62,15 +62,10 @@ class MaxPoolCpu {
     const Range read{pool_window(branch_.axis[2], p.at[2]).begin,
                      pool_window(branch_.axis[2], last).end};
     const int64_t length = (read.end - read.begin) * channels;
-    // A branch that is broadcast over the batch has one index for all images.
-    const bool tracked = index && (map.size[0] != 1 || p.n == 0);
-    const auto number = [&](std::vector<acc_t>& memory, int64_t count) {
-      return tracked ? room(memory, count) : nullptr;
-    };
-    const PoolRow<acc_t> best{room(scratch.best[0], length), number(scratch.best[1], length)};
+    const bool tracked = is_tracked(p, index);
+    const PoolRow<acc_t> best = best_of(length, tracked, scratch);
     take_rows(p, c, read, channels, best, scratch);
-    const PoolPlace<acc_t> taken{to, number(scratch.taken[0], columns * channels),
-                                 number(scratch.taken[1], columns * channels)};
+    const PoolPlace<acc_t> taken = taken_to(to, columns * channels, tracked, scratch);
     take_columns(p.at[2], columns, read, channels, best, taken, scratch);
     if (tracked) put_index(index, wide, index_offset(p.n, c, p), taken, columns * channels);
   }
@@ -89,12 +84,9 @@ class MaxPoolCpu {
     // reach beyond the ends of their rows are seen to one by one.
     const int64_t c = p.c - branch_.channel_begin, windows = count * width;
     const int64_t before = branch_.axis[2].padding, around = before + kernel_width_;
-    const bool tracked = index && (branch_.map.size[0] != 1 || p.n == 0);
-    const auto number = [&](std::vector<acc_t>& memory, int64_t size) {
-      return tracked ? room(memory, size) : nullptr;
-    };
+    const bool tracked = is_tracked(p, index);
     const int64_t size = count * inside + 2 * around;
-    const PoolRow<acc_t> padded{room(scratch.best[0], size), number(scratch.best[1], size)};
+    const PoolRow<acc_t> padded = best_of(size, tracked, scratch);
     for (acc_t* memory : {padded.values, padded.rows}) {
       if (!memory) continue;
       std::fill_n(memory, around, acc_t(0));
@@ -103,8 +95,7 @@ class MaxPoolCpu {
     const PoolRow<acc_t> best = from(padded, around);
     for (int64_t i = 0; i < count; ++i, ++at.at[1])
       take_rows(at, c, {0, static_cast<int32_t>(inside)}, 1, from(best, i * inside), scratch);
-    const PoolPlace<acc_t> taken{to, number(scratch.taken[0], windows),
-                                 number(scratch.taken[1], windows)};
+    const PoolPlace<acc_t> taken = taken_to(to, windows, tracked, scratch);
     take_side_by_side(windows, from(best, -before), taken, scratch);
     for (int64_t k = 0; k < width; ++k) {
       const int64_t first = k * step - before;
@@ -202,6 +193,21 @@ class MaxPoolCpu {
 
  private:
   int64_t stride() const { return static_cast<int64_t>(branch_.axis[2].scale); }
+
+  // Whether it is kept which elements were taken. A branch that is broadcast over the batch has one
+  // index for all images.
+  bool is_tracked(const Position& p, const void* index) const {
+    return index && (branch_.map.size[0] != 1 || p.n == 0);
+  }
+
+  // Room for the largest elements over the rows of windows, and for those over their columns.
+  static PoolRow<acc_t> best_of(int64_t length, bool tracked, Scratch& scratch) {
+    return {room(scratch.best[0], length), tracked ? room(scratch.best[1], length) : nullptr};
+  }
+  static PoolPlace<acc_t> taken_to(acc_t* to, int64_t length, bool tracked, Scratch& scratch) {
+    if (!tracked) return {to, nullptr, nullptr};
+    return {to, room(scratch.taken[0], length), room(scratch.taken[1], length)};
+  }
 
   // From the first window's first pixel to the last one's last.
   int64_t pixels(Range windows) const {

@@ -92,6 +92,7 @@ class MixCpu {
 
  private:
   static constexpr int64_t kMaxLanes = 16;
+  static_assert(kMaxBranches <= kMostTerms);
 
   bool is_max() const { return params_.reduction == Reduction::kMax; }
 
@@ -140,22 +141,20 @@ class MixCpu {
     if (branches_.sums_at_once()) return branches_.sum(p, tile, columns, total, scratch.branches);
     const Weights& weights = params_.weights;
     const PixelWeights& of_pixels = params_.pixel_weights;
-    const bool by_channel = !params_.out.channels_last;
-    const bool plain = !weights.has(0) && !of_pixels.has(0);
-    int first = 0;
-    if (plain && (!by_channel || params_.num_branches == 1)) {
-      branches_.write(0, p, tile, columns, total, scratch.branches);
-      first = 1;
-    }
+    if (params_.num_branches == 1 && !weights.has(0) && !of_pixels.has(0))
+      return branches_.write(0, p, tile, columns, total, scratch.branches);
     WeighArgs<acc_t> terms[kMaxBranches];
-    for (int b = first; b < params_.num_branches; ++b) {
-      std::vector<acc_t>& memory = by_channel ? scratch.values[b] : scratch.value;
-      const acc_t* value = branches_.values(b, p, tile, columns, memory, scratch.branches);
-      terms[b] = {total, value, acc_t(1), nullptr, nullptr, columns, rows_.channels, b > 0};
+    for (int b = 0; b < params_.num_branches; ++b) {
+      std::vector<acc_t>& memory = scratch.values[b];
+      const PickedPixels<acc_t> picked = branches_.picked(b, p, tile, memory, scratch.branches);
+      const acc_t* value = picked.index
+                               ? picked.row
+                               : branches_.values(b, p, tile, columns, memory, scratch.branches);
+      terms[b] = {total,   value,          acc_t(1), nullptr,     nullptr,
+                  columns, rows_.channels, false,    picked.index};
       set_factors(terms[b], weights, of_pixels, b, p, params_.out);
-      if (!by_channel) ops_.weigh(terms[b]);
     }
-    if (by_channel && first == 0) ops_.weigh_sum(terms, params_.num_branches);
+    ops_.weigh_sum(terms, params_.num_branches);
   }
 
   void maximum(const Position& p, int64_t tile, int64_t columns, acc_t* total,

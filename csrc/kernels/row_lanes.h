@@ -55,5 +55,52 @@ MSR_INLINE void for_each_lane_block(int64_t length, F&& step) {
   }
 }
 
+// Two vectors, one after the other, for loops that do the same for every vector of a row: what they
+// read besides the row is read once for both.
+template <typename V>
+struct Two {
+  static constexpr int kLanes = 2 * V::kLanes;
+  using acc_t = typename V::acc_t;
+  V low, high;
+
+  static MSR_INLINE Two broadcast(acc_t value) {
+    return {V::broadcast(value), V::broadcast(value)};
+  }
+  template <typename T>
+  static MSR_INLINE Two load(const T* from) {
+    return {V::load(from), V::load(from + V::kLanes)};
+  }
+  template <typename T>
+  MSR_INLINE void store(T* to) const {
+    low.store(to);
+    high.store(to + V::kLanes);
+  }
+  MSR_INLINE Two operator+(Two other) const { return {low + other.low, high + other.high}; }
+  MSR_INLINE Two operator-(Two other) const { return {low - other.low, high - other.high}; }
+  MSR_INLINE Two operator*(Two other) const { return {low * other.low, high * other.high}; }
+  MSR_INLINE Two if_number() const { return {low.if_number(), high.if_number()}; }
+  MSR_INLINE Two times_plus(Two factor, Two term) const {
+    return {low.times_plus(factor.low, term.low), high.times_plus(factor.high, term.high)};
+  }
+  MSR_INLINE Two select(const uint8_t* bits, int64_t k) const {
+    return {low.select(bits, k), high.select(bits, k + V::kLanes)};
+  }
+};
+
+// The same as for_each_lane_block, two vectors at a time as long as there are as many.
+template <typename vec_t, bool kOverlap, typename S, typename T, typename F>
+MSR_INLINE void for_each_two_lane_blocks(int64_t length, F&& step) {
+  constexpr int kLanes = vec_t::kLanes;
+  // Rows of bfloat16 have vectors of their own, in pairs.
+  constexpr bool kTwo = kLanes > 1 && !(std::is_same_v<S, BFloat16> && std::is_same_v<T, BFloat16>);
+  int64_t done = 0;
+  if constexpr (kTwo) {
+    for (; done + 2 * kLanes <= length; done += 2 * kLanes) step(Two<vec_t>{}, done);
+    if (kOverlap && done > 0 && length % kLanes != 0) done -= kLanes;
+  }
+  for_each_lane_block<vec_t, kOverlap, S, T>(length - done,
+                                             [&](auto lane, int64_t k) { step(lane, done + k); });
+}
+
 }  // namespace
 }  // namespace msr

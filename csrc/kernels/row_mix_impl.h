@@ -115,8 +115,43 @@ void weigh(const WeighArgs<typename vec_t::acc_t>& args) {
   }
 }
 
+// weigh_sum of pixels of several channels: kCount terms, or 0: `count`.
+template <typename vec_t, int kCount>
+void weigh_sum_of_pixels(const WeighArgs<typename vec_t::acc_t>* terms, int32_t count) {
+  using acc_t = typename vec_t::acc_t;
+  constexpr int kMost = kCount > 0 ? kCount : kMostTerms;
+  if constexpr (kCount > 0) count = kCount;
+  const int64_t columns = terms[0].columns, channels = terms[0].channels;
+  acc_t* to = terms[0].to;
+  const acc_t *from[kMost], *of_channels[kMost];
+  acc_t factor[kMost];
+  for (int i = 0; i < count; ++i) of_channels[i] = terms[i].per_channel;
+  for (int64_t k = 0; k < columns; ++k, to += channels) {
+    for (int i = 0; i < count; ++i) {
+      const WeighArgs<acc_t>& args = terms[i];
+      from[i] = args.from + (args.index ? args.index[k] : k) * channels;
+      factor[i] = args.per_pixel ? args.factor * args.per_pixel[k] : args.factor;
+    }
+    in_vectors<vec_t>(channels, [&](int64_t c, auto lanes) {
+      const auto term = [&](int i) {
+        const auto value = load_part<vec_t>(from[i] + c, lanes);
+        if (!of_channels[i]) return factor[i] * value;
+        return load_part<vec_t>(of_channels[i] + c, lanes) * factor[i] * value;
+      };
+      auto sum = term(0);
+      for (int i = 1; i < count; ++i) sum += term(i);
+      store_part<vec_t>(to + c, sum, lanes);
+    });
+  }
+}
+
 template <typename vec_t>
 void weigh_sum(const WeighArgs<typename vec_t::acc_t>* terms, int32_t count) {
+  if (terms[0].channels > 1) {
+    if (count == 2) return weigh_sum_of_pixels<vec_t, 2>(terms, count);
+    if (count == 3) return weigh_sum_of_pixels<vec_t, 3>(terms, count);
+    return weigh_sum_of_pixels<vec_t, 0>(terms, count);
+  }
   in_vectors<vec_t>(terms[0].columns, [&](int64_t k, auto lanes) {
     const auto term = [&](int32_t i) {
       const WeighArgs<typename vec_t::acc_t>& args = terms[i];

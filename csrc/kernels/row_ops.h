@@ -154,7 +154,6 @@ struct AlongPixelsArgs {
   int32_t count;
   int64_t begin, columns;
   Finish finish;
-  int64_t stride = 0;  // set by the loops: of a pixel, in what is written
 };
 
 // to[k] = (add ? to[k] : 0) + factor * per_channel[k % channels] * per_pixel[k / channels] *
@@ -168,7 +167,10 @@ struct WeighArgs {
   const acc_t* per_pixel;
   int64_t columns, channels;
   bool add;
+  const int32_t* index = nullptr;  // for weigh_sum of several channels: which of from's pixels
 };
+
+constexpr int kMostTerms = 16;  // of a weigh_sum
 
 // Largest elements, and the numbers of the rows of their windows that they are from.
 template <typename acc_t>
@@ -238,7 +240,7 @@ struct RowOps {
   void (*along_row)(const AlongRowArgs<acc_t>&);
   void (*along_pixels)(const AlongPixelsArgs<acc_t>&);
   void (*weigh)(const WeighArgs<acc_t>&);
-  // The sum of several such terms, of one channel and one `to`, in one pass.
+  // The sum of several such terms, of one `to`, in one pass.
   void (*weigh_sum)(const WeighArgs<acc_t>* terms, int32_t count);
   // to[k] = the larger of best[k] and row[k]; bits: null, or a bit per value where it is row[k]: it
   // is larger, or the first NaN.

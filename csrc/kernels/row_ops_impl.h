@@ -84,6 +84,12 @@ MSR_INLINE void finish(V value, const Finish how, T* to, int64_t k) {
   value.store(to + k);
 }
 
+template <Kind kKind, typename V, typename T>
+MSR_INLINE void finish(Two<V> value, const Finish how, T* to, int64_t k) {
+  finish<kKind>(value.low, how, to, k);
+  finish<kKind>(value.high, how, to, k + V::kLanes);
+}
+
 // The loops below copy what they read in every step into locals: for all the compiler knows, a
 // store of a result could change what an argument points at.
 
@@ -153,7 +159,7 @@ MSR_INLINE void combine_run(const CombineArgs<typename vec_t::acc_t>& args, int6
     if constexpr (kGated) gates[i] = all_gates[i] + gate_offset;
     weights[i] = all_weights[i];
   }
-  for_each_lane_block<vec_t, !kGated && !has_bits(kKind), S, T>(length, [&](auto lane, int64_t k) {
+  const auto step = [&](auto lane, int64_t k) {
     using V = decltype(lane);
     V sum = sum_in_blocks<kCount, S>(count, V::broadcast(0), [&](int32_t i, bool first, V before) {
       V value = V::load((kCount > 0 ? rows[i] : all_rows[i] + offset) + k);
@@ -168,7 +174,13 @@ MSR_INLINE void combine_run(const CombineArgs<typename vec_t::acc_t>& args, int6
       if (base) sum = sum + V::load(base + k);
     }
     finish<kKind>(sum, how, to, k);
-  });
+  };
+  constexpr bool kOverlap = !kGated && !has_bits(kKind);
+  if constexpr (kCount == 0) {
+    for_each_two_lane_blocks<vec_t, kOverlap, S, T>(length, step);
+  } else {
+    for_each_lane_block<vec_t, kOverlap, S, T>(length, step);
+  }
 }
 
 template <typename vec_t, int kCount, bool kGated, Kind kKind, typename S, typename T>
@@ -359,7 +371,7 @@ MSR_INLINE void pixel(const PixelSource<typename vec_t::acc_t>& source, int64_t 
   const acc_t factor = source.factor;
   acc_t weights[kCount > 0 ? kCount : 1];
   for (int i = 0; i < kCount; ++i) weights[i] = factor * taps[i];
-  for_each_lane_block<vec_t, !has_bits(kKind), S, T>(channels, [&](auto lane, int64_t c) {
+  const auto step = [&](auto lane, int64_t c) {
     using V = decltype(lane);
     V sum = sum_in_blocks<kCount, S>(count, V::broadcast(0), [&](int32_t t, bool first, V before) {
       const V value = V::load(from + t * row_stride + c);
@@ -368,7 +380,12 @@ MSR_INLINE void pixel(const PixelSource<typename vec_t::acc_t>& source, int64_t 
     });
     if (base) sum = sum + V::load(base + c);
     finish<kKind>(sum, how, to, c);
-  });
+  };
+  if constexpr (kCount == 0) {
+    for_each_two_lane_blocks<vec_t, !has_bits(kKind), S, T>(channels, step);
+  } else {
+    for_each_lane_block<vec_t, !has_bits(kKind), S, T>(channels, step);
+  }
 }
 
 // One slice of one pixel, of one source.
@@ -505,11 +522,13 @@ struct FewTaps {
   }
 };
 
-// Calls write(column, base, how, to) for every pixel of the one slice that is left in args.
+// Calls write(column, base, how, to) for every pixel of the one slice that is left in args. Pixels
+// are written `stride` values apart, here and below.
 template <typename acc_t, typename T, typename F>
-MSR_INLINE void for_each_pixel(const AlongPixelsArgs<acc_t>& args, T* to, F&& write) {
+MSR_INLINE void for_each_pixel(const AlongPixelsArgs<acc_t>& args, int64_t stride, T* to,
+                               F&& write) {
   const T* base = static_cast<const T*>(args.base);
-  const int64_t end = args.begin + args.columns, stride = args.stride;
+  const int64_t end = args.begin + args.columns;
   Finish how = args.finish;
   for (int64_t column = args.begin; column < end; ++column) {
     write(column, base, how, to);
@@ -522,13 +541,14 @@ MSR_INLINE void for_each_pixel(const AlongPixelsArgs<acc_t>& args, T* to, F&& wr
 
 // One slice of few sources and taps.
 template <typename vec_t, int kSources, Kind kKind, typename S, typename T>
-void along_few(const AlongPixelsArgs<typename vec_t::acc_t>& args, T* to) {
+void along_few(const AlongPixelsArgs<typename vec_t::acc_t>& args, int64_t stride, T* to) {
   const auto run = [&](auto taps) {
     const FewTaps<vec_t, kSources, decltype(taps)::value, S> few(args.slices[0]);
     const int64_t channels = args.slices[0].channels;
-    for_each_pixel(args, to, [&](int64_t column, const T* base, const Finish& how, T* pixel) {
-      few.template write<kKind>(column, base, how, pixel, channels);
-    });
+    for_each_pixel(args, stride, to,
+                   [&](int64_t column, const T* base, const Finish& how, T* pixel) {
+                     few.template write<kKind>(column, base, how, pixel, channels);
+                   });
   };
   if (args.slices[0].max_taps == 1) return run(std::integral_constant<int, 1>{});
   run(std::integral_constant<int, 2>{});
@@ -536,31 +556,31 @@ void along_few(const AlongPixelsArgs<typename vec_t::acc_t>& args, T* to) {
 
 // One slice that is copied.
 template <typename acc_t, typename T>
-void along_copied(const AlongPixelsArgs<acc_t>& args, T* to) {
+void along_copied(const AlongPixelsArgs<acc_t>& args, int64_t stride, T* to) {
   const PixelSource<acc_t> source = args.slices[0].sources[0];
   const T* row = static_cast<const T*>(source.row);
   const int32_t* index = source.taps->first + args.begin;
   const int64_t columns = args.columns, channels = args.slices[0].channels;
-  for (int64_t k = 0; k < columns; ++k, to += args.stride)
+  for (int64_t k = 0; k < columns; ++k, to += stride)
     memcpy(to, row + index[k] * source.row_stride, channels * sizeof(T));
 }
 
 template <typename vec_t, Kind kKind, typename S, typename T>
-void along_pixels_typed(const AlongPixelsArgs<typename vec_t::acc_t>& args, T* to) {
+void along_pixels_typed(const AlongPixelsArgs<typename vec_t::acc_t>& args, int64_t stride, T* to) {
   using acc_t = typename vec_t::acc_t;
   const PixelSlice<acc_t>& slice = args.slices[0];
   if constexpr (kKind == Kind::kPlain && std::is_same_v<S, T>) {
-    if (slice.copied) return along_copied(args, to);
+    if (slice.copied) return along_copied(args, stride, to);
   }
   if constexpr (has_fixed_counts<vec_t, S, T>(kKind)) {
     if (slice.few) {
-      if (slice.count == 1) return along_few<vec_t, 1, kKind, S>(args, to);
-      if (slice.count == 2) return along_few<vec_t, 2, kKind, S>(args, to);
-      if (slice.count == 3) return along_few<vec_t, 3, kKind, S>(args, to);
-      if (slice.count == 4) return along_few<vec_t, 4, kKind, S>(args, to);
+      if (slice.count == 1) return along_few<vec_t, 1, kKind, S>(args, stride, to);
+      if (slice.count == 2) return along_few<vec_t, 2, kKind, S>(args, stride, to);
+      if (slice.count == 3) return along_few<vec_t, 3, kKind, S>(args, stride, to);
+      if (slice.count == 4) return along_few<vec_t, 4, kKind, S>(args, stride, to);
     }
   }
-  for_each_pixel(args, to, [&](int64_t column, const T* base, const Finish& how, T* pixel) {
+  for_each_pixel(args, stride, to, [&](int64_t column, const T* base, const Finish& how, T* pixel) {
     if (slice.count > 1) {
       pixel_of_many<vec_t, kKind, S>(slice, column, base, how, pixel);
     } else {
@@ -575,14 +595,14 @@ void along_pixels(const AlongPixelsArgs<typename vec_t::acc_t>& all) {
   using acc_t = typename vec_t::acc_t;
   AlongPixelsArgs<acc_t> args = all;
   args.count = 1;
-  args.stride = 0;
-  for (int32_t i = 0; i < all.count; ++i) args.stride += all.slices[i].channels;
+  int64_t stride = 0;
+  for (int32_t i = 0; i < all.count; ++i) stride += all.slices[i].channels;
   for (int32_t i = 0; i < all.count; ++i, ++args.slices) {
     const int64_t channels = args.slices->channels;
     with_types<acc_t>(args.slices->dtype, args.to, args.finish.dtype, [&](auto row, auto* to) {
       using S = decltype(row);
       with_kind<vec_t>(args.finish, [&](auto kind) {
-        along_pixels_typed<vec_t, decltype(kind)::value, S>(args, to);
+        along_pixels_typed<vec_t, decltype(kind)::value, S>(args, stride, to);
       });
       args.to = to + channels;
     });

@@ -32,6 +32,12 @@ inline bool has_dense_images(const int64_t (&size)[kDims], const int64_t (&strid
          (size[1] == 1 || stride[1] == size[2] * size[3] * size[4]);
 }
 
+// Which row of a plane is at `row`, where they follow each other without gaps.
+inline int32_t row_number(const void* row, const void* plane, int64_t row_bytes) {
+  const int64_t bytes = static_cast<const char*>(row) - static_cast<const char*>(plane);
+  return static_cast<int32_t>(bytes / row_bytes);
+}
+
 // The rows of a plane, each as a sum of rows of a few others, its sources. They have one length.
 template <typename acc_t>
 class RowSums {

@@ -47,6 +47,10 @@ struct Stretch {
   bool is_vectorizable() const {
     return channels == 1 ? column_stride == 1 || columns == 1 : channel_stride == 1;
   }
+  // Whether its values follow each other.
+  bool is_dense() const {
+    return is_vectorizable() && (channels == 1 || column_stride == channels);
+  }
 };
 
 // At least `size` elements of a vector that is kept from row to row.
@@ -102,8 +106,7 @@ void load_stretch(acc_t* to, const void* data, DType dtype, const Stretch& s,
 template <typename acc_t>
 const acc_t* loaded_to(acc_t* memory, const void* data, DType dtype, const Stretch& s,
                        const RowOps<acc_t>& ops) {
-  const bool dense = s.is_vectorizable() && (s.channels == 1 || s.column_stride == s.channels);
-  if (dense && dtype == kSumType<acc_t>) return static_cast<const acc_t*>(data);
+  if (s.is_dense() && dtype == kSumType<acc_t>) return static_cast<const acc_t*>(data);
   load_stretch(memory, data, dtype, s, ops);
   return memory;
 }

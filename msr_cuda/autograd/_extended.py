@@ -10,7 +10,18 @@ from torch import Tensor
 
 from .. import _ops, _spec
 from . import _higher
-from ._linear import Plan, PlanNumbers, flat, made, packed, passing, raw_gather, spaced, twice
+from ._linear import (
+    Plan,
+    PlanNumbers,
+    adjoint_gradients,
+    flat,
+    made,
+    packed,
+    passing,
+    raw_gather,
+    spaced,
+    twice,
+)
 
 
 class Gather(NamedTuple):
@@ -43,8 +54,9 @@ class Backward:
         self.plan = plan
         self.size, self.spec, self.shapes = plan.size, plan.spec, plan.shapes
         self.scales, self.windows = plan.scales, plan.windows
-        self.wants_weights, self.wants_pixels, *wanted = needs
-        self.requests = plan.requests(wanted)
+        self.wants_weights, self.wants_pixels = needs[:2]
+        self.needs = tuple(needs[2:])
+        self.requests = plan.requests(self.needs)
         activation = _spec.activation_of(self.spec)
         is_max = bool(self.spec & _spec.MAX)
         # The bits of a maximum say which map it is; a leaky ReLU's would be a second set.
@@ -53,6 +65,7 @@ class Backward:
         )
         self.has_mask = is_max or activation in _spec.BIT_ACTIVATIONS
         self.num_indices = plan.num_max_pools
+        self.is_linear = not (is_max or self.recomputes or self.num_indices)
 
     def kept(
         self, gather: Gather, mask: Tensor | None, indices: Sequence[Tensor]
@@ -73,6 +86,8 @@ class Backward:
         indices, values = rest[: self.num_indices], rest[self.num_indices :]
         if twice():
             return _higher.gradients(self, grad, weights, pixel_weights, gate, indices, values)
+        if self.is_linear and weights is None and pixel_weights is None:
+            return [None, None, *adjoint_gradients(self.plan, self.needs, grad, gate)]
         accumulate = _spec.accumulation_dtype(self.spec)
         if self.recomputes:
             grad = _ops.gather_extended(
@@ -136,7 +151,8 @@ class ExtendedFunction(torch.autograd.Function):
         gather = Gather(plan, inputs, weights, pixel_weights)
         spec = plan.spec | _spec.SAVE
         output, mask, indices = raw_extended(plan, inputs, weights, pixel_weights, spec)
-        ctx.job = plan.keep(ctx.needs_input_grad, Backward, ctx.needs_input_grad[1:])
+        needs = ctx.needs_input_grad[1:]
+        ctx.job = plan.keep(needs, Backward, needs)
         ctx.save_for_backward(*ctx.job.kept(gather, mask, indices))
         return output
 
@@ -161,7 +177,8 @@ class ManyFunction(torch.autograd.Function):
         remaining = iter(indices)
         for job, mask in zip(jobs, masks, strict=True):
             count = len(job.inputs)
-            backward = Backward(job.plan, ctx.needs_input_grad[first : first + 2 + count])
+            needs = ctx.needs_input_grad[first : first + 2 + count]
+            backward = job.plan.keep(needs, Backward, needs)
             own = backward.kept(job, mask, [next(remaining) for _ in range(backward.num_indices)])
             ctx.jobs.append(backward)
             ctx.lengths.append(len(own))

@@ -98,23 +98,38 @@ def made(plan: Plan | PlanNumbers, inputs: Sequence[Tensor]) -> Plan:
 class _Adjoint:
     """The backward of an unweighted gather, but for its tensors."""
 
-    __slots__ = ("arguments", "none", "passing", "places", "rare", "scales", "traced", "windows")
+    __slots__ = (
+        "arguments", "none", "passing", "places", "rare", "scales", "shared", "traced", "windows",
+    )  # fmt: skip
 
     def __init__(self, plan: Plan, needs: Sequence[bool], gated: bool) -> None:
         """``needs``: whether gradients are needed of the maps; ``gated``: by way of a mask."""
         requests = plan.requests(needs)
+        passed, left = passing(plan.shapes, plan.size, plan.spec, requests)
         self.passing: list[Passing] = []
+        self.shared: list[tuple[int, int]] = []  # places of maps that have another's gradient
         if not gated:
-            self.passing, requests = passing(plan.shapes, plan.size, plan.spec, requests)
+            self.passing, requests = passed, left
+        elif not plan.spec & (_spec.CAT | _spec.MAX):
+            first: dict[int, int] = {}
+            for one in passed:
+                place = first.setdefault(requests[one.place], one.place)
+                if place != one.place:
+                    self.shared.append((one.place, place))
+                    requests[one.place] &= ~_spec.REQUEST_WANTED
         self.places = [i for i, bits in enumerate(requests) if bits & _spec.REQUEST_WANTED]
-        self.arguments = flat(plan.shapes), plan.spec, packed(requests)
+        spec = _spec.replace_result(plan.spec, _spec.result_dtype(plan.spec))
+        self.arguments = flat(plan.shapes), spec, packed(requests)
         self.none: list[Tensor | None] = [None] * len(needs)
         self.scales, self.windows = plan.scales, plan.windows
-        self.rare = bool(self.windows or plan.spec & _spec.LEAKY_GATE)
+        self.rare = bool(self.windows or spec & _spec.LEAKY_GATE)
         self.traced = plan.traced
 
     def gradients(self, grad: Tensor, gate: Tensor | None) -> list[Tensor | None]:
-        """Of the maps; those of maps that passed through are views of ``grad``."""
+        """Of the maps; those of maps that passed through are views of ``grad``.
+
+        Maps that passed through a mask together have one gradient, as those of ``a + b`` have.
+        """
         grads = self.none.copy()
         for one in self.passing:
             grads[one.place] = one.converted(one.view(grad))
@@ -129,7 +144,17 @@ class _Adjoint:
             found = _ops.spread_full_short(grad, gate, None, (), *self.arguments, self.scales)[0]
         for place, value in zip(self.places, found, strict=True):
             grads[place] = value
+        for place, other in self.shared:
+            grads[place] = grads[other]
         return grads
+
+
+def adjoint_gradients(
+    plan: Plan, needs: tuple[bool, ...], grad: Tensor, gate: Tensor | None
+) -> list[Tensor | None]:
+    """Of an unweighted gather's maps, of which some are needed."""
+    gated = gate is not None
+    return plan.keep((needs, gated), _Adjoint, needs, gated).gradients(grad, gate)
 
 
 class GatherFunction(torch.autograd.Function):
@@ -166,8 +191,7 @@ class GatherFunction(torch.autograd.Function):
         if twice():
             grads, d_weights = _higher_gradients(plan, needs, grad, gate, weights, values)
         elif weights is None:
-            gated = gate is not None
-            grads = plan.keep((needs, gated), _Adjoint, needs, gated).gradients(grad, gate)
+            grads = adjoint_gradients(plan, needs, grad, gate)
         else:
             requests = plan.requests(needs)
             wanted, dots = raw_spread(
