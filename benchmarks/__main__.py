@@ -24,6 +24,7 @@ from typing import Any, TextIO
 import torch
 
 from . import command, goals, host, measure, plots, results, summary, table, workloads
+from .causes import Causes
 from .contenders import COMPILED, CONTENDERS, EAGER, OURS, TUNED, CudaWatch, HostWatch
 from .progress import Progress, duration
 from .runner import Settings, run_cell
@@ -167,7 +168,7 @@ def conclude(arguments: argparse.Namespace, found: results.Run, paths: Sequence[
             status = status if verdict.met else 1
         standings = goals.standings(rows)
         print("\nEvery cell against the fastest peer, whose time it is to be at most:\n")
-        print("\n".join(goals.describe_standings(standings)))
+        print("\n".join(goals.describe_standings(standings, Causes(rows))))
         status = 1 if any(standing.lost for standing in standings) else status
     drawn, remark = plots.draw_if_possible(arguments.out)
     print("\nWritten: " + ", ".join(map(str, [*paths, *drawn])))

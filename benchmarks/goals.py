@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .causes import Causes
 from .contenders import COMPILED, EAGER, OURS, OURS_FLOAT32, PEERS, gradients
 from .results import Row
 from .runner import DIRECT
@@ -175,10 +176,30 @@ def describe(verdict: Verdict) -> str:
 class Standing(NamedTuple):
     """A direction of a cell beside the fastest of the peers that were measured with it."""
 
-    place: str
-    direction: str
-    peer: str
-    ratio: float  # the peer's time as a multiple of ours
+    ours: Row
+    theirs: Row
+
+    @property
+    def place(self) -> str:
+        """The cell, and how it was launched."""
+        launch = "" if self.ours["launch"] == DIRECT else f", {self.ours['launch']}"
+        return " ".join(self.ours[key] for key in ("workload", "size", "dtype", "layout")) + launch
+
+    @property
+    def direction(self) -> str:
+        direction: str = self.ours["direction"]
+        return direction
+
+    @property
+    def peer(self) -> str:
+        peer: str = self.theirs["contender"]
+        return peer
+
+    @property
+    def ratio(self) -> float:
+        """The peer's time as a multiple of ours."""
+        ratio: float = self.theirs["times_ours"]
+        return ratio
 
     @property
     def lost(self) -> bool:
@@ -188,20 +209,22 @@ class Standing(NamedTuple):
 
 def standings(rows: Sequence[Row]) -> list[Standing]:
     """Of every cell, way of launching and direction that has a peer."""
-    best: dict[tuple[str, str], Standing] = {}
+    keys = ("workload", "size", "dtype", "layout", "launch", "direction")
+    ours: dict[tuple[Any, ...], Row] = {}
+    best: dict[tuple[Any, ...], Row] = {}
     for row in rows:
+        key = tuple(row[k] for k in keys)
+        if row["contender"] == OURS:
+            ours[key] = row
         if row["contender"] not in PEERS or row["times_ours"] is None:
             continue
-        launch = "" if row["launch"] == DIRECT else f", {row['launch']}"
-        place = f"{row['workload']} {row['size']} {row['dtype']} {row['layout']}{launch}"
-        key = (place, row["direction"])
-        if key not in best or row["times_ours"] < best[key].ratio:
-            best[key] = Standing(*key, row["contender"], row["times_ours"])
-    return list(best.values())
+        if key not in best or row["times_ours"] < best[key]["times_ours"]:
+            best[key] = row
+    return [Standing(ours[key], row) for key, row in best.items()]
 
 
-def describe_standings(found: Sequence[Standing]) -> list[str]:
-    """A line for every cell, then those that are lost by name."""
+def describe_standings(found: Sequence[Standing], causes: Causes) -> list[str]:
+    """A line for every cell, then those that are lost by name, with the cause."""
     places: dict[str, list[Standing]] = {}
     for standing in found:
         places.setdefault(standing.place, []).append(standing)
@@ -211,4 +234,7 @@ def describe_standings(found: Sequence[Standing]) -> list[str]:
         lines.append(f"{place}: " + ", ".join(texts))
     lost = [s for s in found if s.lost]
     lines.append(f"{len(found) - len(lost)} of {len(found)} at least as fast as the best peer")
-    return lines + [f"LOST: {s.place} {s.direction}: {s.peer} {s.ratio:.2f}" for s in lost]
+    return lines + [
+        f"LOST: {s.place} {s.direction}: {s.peer} {s.ratio:.2f}; {causes.of(s.ours, s.theirs)}"
+        for s in lost
+    ]

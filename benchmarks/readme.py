@@ -6,6 +6,7 @@ which names the folder they are made from, so that a test can make them again an
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import JSON_NAME, LOGITS_NAME, MODELS_NAME, goals, machine
+from .causes import KINDS, Causes
 from .contenders import PEERS
 from .host import HostTime
 from .logits.table import EXPLANATION, logits_table
@@ -182,6 +184,7 @@ def speedup_table(rows: Sequence[Row]) -> str:
 def losses(rows: Sequence[Row]) -> str:
     """How many cells are lost to the best peer, and the kinds of cells they are of."""
     found = goals.standings(large_rows(rows))
+    causes = Causes(rows)
     lost = [standing for standing in found if standing.lost]
     text = (
         f"Of {len(found)} directions of large cells, {len(found) - len(lost)} are at least as fast "
@@ -191,7 +194,8 @@ def losses(rows: Sequence[Row]) -> str:
         return text + "."
     worst = sorted(lost, key=lambda standing: standing.ratio)[:MOST_LOSSES]
     lines = [
-        f"- {s.place}, {s.direction}: {s.peer} takes {s.ratio:.2f} of msr_cuda's time"
+        f"- {s.place}, {s.direction}: {s.peer} takes {s.ratio:.2f} of msr_cuda's time; "
+        f"{causes.of(s.ours, s.theirs)}"
         for s in worst
     ]
     if len(lost) > len(worst):
@@ -219,10 +223,14 @@ def whole_grid(root: Path, name: str) -> list[str]:
         of_kind = [row for row in rows if row["size"] in names]
         kinds[f"{kind} ({', '.join(sorted(names))})"] = of_kind
     lines = []
-    for kind, of_kind in kinds.items():
-        found = goals.standings(of_kind)
-        kept = sum(not standing.lost for standing in found)
-        lines.append(f"- {kind}: {kept} of {len(found)}")
+    causes = Causes(rows)
+    dtypes = dict.fromkeys(row["dtype"] for row in rows)
+    for (kind, of_kind), dtype in itertools.product(kinds.items(), dtypes):
+        found = goals.standings([row for row in of_kind if row["dtype"] == dtype])
+        lost = [causes.of(s.ours, s.theirs).kind for s in found if s.lost]
+        line = f"- {dtype}, {kind}: {len(found) - len(lost)} of {len(found)}"
+        counts = [f"{cause} {lost.count(cause)}" for cause in KINDS if cause in lost]
+        lines.append(line + ("; the others: " + ", ".join(counts) if counts else ""))
     return [
         "Directions of the whole grid that are at least as fast as the best peer, by "
         f"`{content['command']}`\n({heading(content)}; [{grid}/{JSON_NAME}]({grid}/{JSON_NAME});\n"

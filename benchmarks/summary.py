@@ -2,6 +2,7 @@
 
     python -m benchmarks.summary FILE...            every cell, as Markdown
     python -m benchmarks.summary --ratios FILE...   least and median speed-up by kind of cell
+    python -m benchmarks.summary --peers FILE...    every cell beside its best peer; where lost, why
     python -m benchmarks.summary --readme [DIR]     rewrite the figures of README.md (from DIR)
 
 FILE is a benchmarks.json, or the folder it lies in. Files are never mixed: each gets its own table
@@ -17,6 +18,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from . import goals
+from .causes import Causes
 from .contenders import CONTENDERS, DIRECTIONS, OURS
 from .results import KEYS, Row, load
 from .runner import DIRECT
@@ -141,6 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE")
     parser.add_argument("--ratios", action="store_true", help="least and median over the sizes")
+    parser.add_argument("--peers", action="store_true",
+        help="every cell beside its best peer; where that one is faster, why")  # fmt: skip
     parser.add_argument("--readme", action="store_true",
         help="rewrite the figures of README.md, from DIR or the folder they name")  # fmt: skip
     parser.add_argument("--workload", action="append", default=[], metavar="NAME")
@@ -163,14 +168,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not arguments.dtype or row["dtype"] in arguments.dtype
         ]
         print(("\n" if number else "") + heading(content) + "\n")
-        print(ratios_table(ratios(rows)) if arguments.ratios else cells_table(rows))
+        if arguments.peers:
+            causes = Causes(content["measurements"])
+            print("\n".join(goals.describe_standings(goals.standings(rows), causes)))
+        else:
+            print(ratios_table(ratios(rows)) if arguments.ratios else cells_table(rows))
     return 0
 
 
 def _rewrite_readme(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     from . import readme  # it takes its tables from here
 
-    if len(arguments.files) > 1 or arguments.ratios or arguments.workload or arguments.dtype:
+    if (
+        len(arguments.files) > 1
+        or arguments.ratios
+        or arguments.peers
+        or arguments.workload
+        or arguments.dtype
+    ):
         parser.error("--readme: expected one DIR at most, and nothing else")
     try:
         folder = readme.rewrite(arguments.files[0] if arguments.files else None)

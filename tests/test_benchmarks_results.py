@@ -12,12 +12,12 @@ import pytest
 from benchmark_rows import CELL, FACTS, measurement, rows_of
 from conftest import ROOT, require_or_skip
 
-from benchmarks import contenders, goals, host, plots, readme, results, summary, table
+from benchmarks import causes, contenders, goals, host, plots, readme, results, summary, table
 from benchmarks import text as texts
 from benchmarks.contenders import COMPILED, EAGER, OURS, OURS_FLOAT32, TUNED
 from benchmarks.host import HostTime
 from benchmarks.progress import Progress, duration
-from benchmarks.workloads import parse_size
+from benchmarks.workloads import LAYOUTS, WORKLOADS, parse_size
 
 HOST = [
     HostTime("bilinear-add-relu", "1x16x16x16", way, kind, 1e-5 * (1 + number), 1e-5, 3e-5, 9)
@@ -201,12 +201,46 @@ def test_the_best_peer_of_every_cell_is_named() -> None:
     assert not first.lost
     assert (second.direction, second.peer, second.ratio) == ("backward", EAGER, 0.9)
     assert second.lost
-    assert goals.describe_standings([first, second]) == [
+    assert goals.describe_standings([first, second], causes.Causes(rows)) == [
         "bilinear-add-relu 1x1x8x8 float32 NCHW: inference 1.50 (torch.compile), "
         "backward 0.90 (eager) LOST",
         "1 of 2 at least as fast as the best peer",
-        "LOST: bilinear-add-relu 1x1x8x8 float32 NCHW backward: eager 0.90",
+        "LOST: bilinear-add-relu 1x1x8x8 float32 NCHW backward: eager 0.90; within the spread of "
+        "the samples",
     ]
+
+
+def test_why_a_cell_is_lost() -> None:
+    """By what calls on tiny maps cost, by what a copy takes, or by what a profile showed."""
+    tiny, large = "1x16x16x16", "1x1x64x64"
+    rows = rows_of(
+        (large, OURS, "backward", 10e-6), (large, EAGER, "backward", 5e-6),
+        (tiny, OURS, "backward", 8e-6), (tiny, EAGER, "backward", 4e-6),
+        (large, COMPILED, "backward", 9e-6),
+    )  # fmt: skip
+    ours, eager, tiny_ours, tiny_eager, compiled = rows
+    found = causes.Causes(rows)
+    assert found.of(tiny_ours, tiny_eager) == (causes.CALL, "8 µs against 4")
+    assert found.of(ours, compiled) == (causes.SPREAD, "")
+    assert found.of(ours, eager) == (causes.CALL, "4 of 5 µs are lost on a tiny map, too")
+    # Without tiny maps, nothing is known of calls.
+    found = causes.Causes(rows[:2])
+    assert found.of({**ours, "copy_share": 0.9}, eager) == (
+        causes.MEMORY, "90% of a copy's bandwidth",
+    )  # fmt: skip
+    ours = {**ours, "copy_share": 0.3}
+    assert found.of(ours, eager) == (causes.UNKNOWN, "")
+    assert found.of({**ours, "workload": "bifpn-down"}, eager).kind == causes.FOUND
+    assert found.of({**ours, "workload": "bifpn-down", "direction": "forward"}, eager) == (
+        causes.UNKNOWN, "",
+    )  # fmt: skip
+
+
+def test_findings_are_of_workloads() -> None:
+    for finding in causes.FINDINGS:
+        assert finding.workload in WORKLOADS
+        assert set(finding.layouts) <= set(LAYOUTS)
+        assert set(finding.directions) <= set(contenders.DIRECTIONS)
 
 
 def test_goals_are_those_of_maps_that_take_time() -> None:
@@ -286,8 +320,8 @@ def test_the_whole_grid_is_counted_beside(checkout: Path) -> None:
     results.Run(FACTS, measurements, complete=True).write(grid)
     readme.rewrite(folder, path)
     text = path.read_text(encoding="utf-8")
-    assert "- large maps: 1 of 1\n- small maps (1x64x64x64): 1 of 1\n" in text
-    assert "- tiny maps (1x16x16x16): 0 of 1\n" in text
+    assert "- float32, large maps: 1 of 1\n- float32, small maps (1x64x64x64): 1 of 1\n" in text
+    assert "- float32, tiny maps (1x16x16x16): 0 of 1; the others: the call itself 1\n" in text
 
 
 def test_only_the_worst_losses_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

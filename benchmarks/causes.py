@@ -1,0 +1,110 @@
+"""Why a peer is faster in a cell: from the run's own figures if they tell, else from profiles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from .contenders import OURS
+from .results import Row
+from .workloads import LAYOUTS, TINY
+
+#: From this share of a copy's bandwidth on, the fewest bytes that must be moved take the time.
+MEMORY_BOUND = 0.8
+_KEYS = ("workload", "dtype", "layout", "direction", "launch")
+
+
+class Cause(NamedTuple):
+    """Why a peer is faster: a kind that can be counted, and what is known of this cell."""
+
+    kind: str
+    details: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.details}" if self.details else self.kind
+
+
+CALL = "the call itself"
+SPREAD = "within the spread of the samples"
+MEMORY = "the memory's limit"
+FOUND = "found by profiles"
+UNKNOWN = "not known"
+KINDS = (CALL, SPREAD, MEMORY, FOUND, UNKNOWN)
+
+
+class Finding(NamedTuple):
+    """What a profile showed of some directions of a workload."""
+
+    workload: str
+    layouts: Sequence[str]
+    directions: Sequence[str]
+    cause: str
+
+
+_DIFFERENTIATED = ("backward", "step")
+_ALL = ("inference", "forward", *_DIFFERENTIATED)
+
+FINDINGS = (
+    Finding(
+        "bifpn-down", LAYOUTS, _DIFFERENTIATED,
+        "the sum and the pooled map are computed again for SiLU's derivative, so that a step keeps "
+        "no map; eager keeps both",
+    ),
+    Finding(
+        "fpn-many", LAYOUTS, _ALL,
+        "one call sums every level from all coarser ones, peers from the level above alone, which "
+        "they wait for; a resample_sum per level does as they do",
+    ),
+    Finding(
+        "image-pyramid", ("channels_last",), _DIFFERENTIATED,
+        "the three values of a pixel are less than a vector, and are summed one by one",
+    ),
+)  # fmt: skip
+
+
+class Causes:
+    """The causes of what was lost in a run."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        """``rows``: all of the run's: tiny cells tell what calls cost."""
+        tiny = {str(size) for size in TINY.values()}
+        self._calls = {
+            (*(row[key] for key in _KEYS), row["contender"]): row["median_seconds"]
+            for row in rows
+            if row["size"] in tiny
+        }
+        self._tiny = tiny
+
+    def of(self, ours: Row, theirs: Row) -> Cause:
+        """Why the peer is faster.
+
+        Args:
+            ours: the measurement of msr_cuda.
+            theirs: that of the faster peer, of the same cell and direction.
+        """
+        own, other = (1e6 * row["median_seconds"] for row in (ours, theirs))
+        if ours["size"] in self._tiny:
+            return Cause(CALL, f"{own:.0f} µs against {other:.0f}")
+        if theirs["q3_seconds"] >= ours["q1_seconds"]:
+            return Cause(SPREAD)
+        call = self._call(ours, OURS) - self._call(theirs, theirs["contender"])
+        if call >= (own - other) / 2:
+            return Cause(CALL, f"{call:.0f} of {own - other:.0f} µs are lost on a tiny map, too")
+        if (ours["copy_share"] or 0) >= MEMORY_BOUND:
+            return Cause(MEMORY, f"{ours['copy_share']:.0%} of a copy's bandwidth")
+        return _found(ours)
+
+    def _call(self, row: Mapping[str, object], contender: str) -> float:
+        """Microseconds of the workload's call on a tiny map; 0 where that was not measured."""
+        return 1e6 * self._calls.get((*(row[key] for key in _KEYS), contender), 0.0)
+
+
+def _found(row: Row) -> Cause:
+    for found in FINDINGS:
+        if (
+            row["workload"] == found.workload
+            and row["layout"] in found.layouts
+            and row["direction"] in found.directions
+        ):
+            return Cause(FOUND, found.cause)
+    return Cause(UNKNOWN)
