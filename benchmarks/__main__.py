@@ -163,12 +163,13 @@ def conclude(arguments: argparse.Namespace, found: results.Run, paths: Sequence[
     status = 1 if found.wrong else 0
     if arguments.check:
         print("\nGoals, one thread, at every size but the tiny ones:\n")
+        causes = Causes(rows)
         for verdict in goals.verdicts(rows, goals.goals_of(arguments.cells)):
-            print(goals.describe(verdict))
+            print(goals.describe(verdict, causes))
             status = status if verdict.met else 1
         standings = goals.standings(rows)
         print("\nEvery cell against the fastest peer, whose time it is to be at most:\n")
-        print("\n".join(goals.describe_standings(standings, Causes(rows))))
+        print("\n".join(goals.describe_standings(standings, causes)))
         status = 1 if any(standing.lost for standing in standings) else status
     drawn, remark = plots.draw_if_possible(arguments.out)
     print("\nWritten: " + ", ".join(map(str, [*paths, *drawn])))

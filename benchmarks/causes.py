@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from .contenders import OURS
+from .contenders import OURS, OURS_FLOAT32
 from .results import Row
 from .workloads import LAYOUTS, TINY
 
@@ -51,6 +51,16 @@ FINDINGS = (
         "no map; eager keeps both",
     ),
     Finding(
+        "bifpn-up", LAYOUTS, _DIFFERENTIATED,
+        "the sum is computed again for SiLU's derivative, so that a step keeps no map; eager keeps "
+        "it",
+    ),
+    Finding(
+        "attention-to-scale", LAYOUTS, _DIFFERENTIATED,
+        "half of the time are the gradients of the pixels' weights, for which every map is "
+        "resampled again, row by row",
+    ),
+    Finding(
         "fpn-many", LAYOUTS, _ALL,
         "one call sums every level from all coarser ones, peers from the level above alone, which "
         "they wait for; a resample_sum per level does as they do",
@@ -60,6 +70,11 @@ FINDINGS = (
         "the three values of a pixel are less than a vector, and are summed one by one",
     ),
 )  # fmt: skip
+
+
+ROUNDING = (
+    "to round a vector to bfloat16 takes eight instructions of AVX2, to store it in float32 none"
+)
 
 
 class Causes:
@@ -75,31 +90,40 @@ class Causes:
         }
         self._tiny = tiny
 
-    def of(self, ours: Row, theirs: Row) -> Cause:
-        """Why the peer is faster.
+    def of(
+        self, ours: Row, theirs: Row, factor: float = 1.0, bytes_ratio: float | None = None
+    ) -> Cause:
+        """Why the peer is faster, or not slower by the factor that it was to be.
 
         Args:
             ours: the measurement of msr_cuda.
-            theirs: that of the faster peer, of the same cell and direction.
+            theirs: that of the peer, of the same cell and direction.
+            factor: how many times as long the peer was to take.
+            bytes_ratio: how many times the fewest bytes the peer moves, where that is known.
         """
         own, other = (1e6 * row["median_seconds"] for row in (ours, theirs))
         if ours["size"] in self._tiny:
             return Cause(CALL, f"{own:.0f} µs against {other:.0f}")
-        if theirs["q3_seconds"] >= ours["q1_seconds"]:
+        if theirs["q3_seconds"] >= factor * ours["q1_seconds"]:
             return Cause(SPREAD)
-        call = self._call(ours, OURS) - self._call(theirs, theirs["contender"])
-        if call >= (own - other) / 2:
-            return Cause(CALL, f"{call:.0f} of {own - other:.0f} µs are lost on a tiny map, too")
+        if bytes_ratio is not None and other / own >= MEMORY_BOUND * bytes_ratio:
+            return Cause(MEMORY, f"the peer moves {bytes_ratio:.1f} times the fewest bytes")
+        lost = own - other / factor
+        call = self._call(ours, OURS) - self._call(theirs, theirs["contender"]) / factor
+        if call >= lost / 2:
+            return Cause(CALL, f"{call:.0f} of {lost:.0f} µs are lost on a tiny map, too")
         if (ours["copy_share"] or 0) >= MEMORY_BOUND:
             return Cause(MEMORY, f"{ours['copy_share']:.0%} of a copy's bandwidth")
-        return _found(ours)
+        return _found(ours, theirs)
 
     def _call(self, row: Mapping[str, object], contender: str) -> float:
         """Microseconds of the workload's call on a tiny map; 0 where that was not measured."""
         return 1e6 * self._calls.get((*(row[key] for key in _KEYS), contender), 0.0)
 
 
-def _found(row: Row) -> Cause:
+def _found(row: Row, peer: Row) -> Cause:
+    if peer["contender"] == OURS_FLOAT32:
+        return Cause(FOUND, ROUNDING)
     for found in FINDINGS:
         if (
             row["workload"] == found.workload

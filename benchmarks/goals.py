@@ -45,6 +45,7 @@ class Verdict(NamedTuple):
     least: float
     median: float
     sizes: int
+    worst: tuple[Row, Row] | None = None  # ours and the peer's, where the ratio is least
 
     @property
     def met(self) -> bool:
@@ -52,25 +53,46 @@ class Verdict(NamedTuple):
 
 
 class _Passes(TorchDispatchMode):
-    """Counts operators that read or write maps, not those that only look at one in another way."""
+    """Counts operators that read or write maps, not those that only look at one in another way.
+
+    Attributes:
+        count: of the operators.
+        moved: elements of maps that they read and write.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.count = 0
+        self.count = self.moved = 0
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         result = function(*args, **(kwargs or {}))
-        results = result if isinstance(result, (list, tuple)) else [result]
-        maps = [x for x in results if isinstance(x, torch.Tensor) and x.dim() > 2]
-        self.count += bool(maps) and not function.is_view
+        written = _maps([result])
+        if written and not function.is_view:
+            self.count += 1
+            self.moved += sum(x.numel() for x in [*written, *_maps(args)])
         return result
 
 
+def _maps(values: Iterable[Any]) -> list[torch.Tensor]:
+    found = []
+    for value in values:
+        several = value if isinstance(value, (list, tuple)) else [value]
+        found += [x for x in several if isinstance(x, torch.Tensor) and x.dim() > 2]
+    return found
+
+
+class Effort(NamedTuple):
+    """What the plain expression of a workload does: operators over maps, and what they move."""
+
+    passes: int
+    bytes_ratio: float  # to the fewest bytes that can be moved
+
+
 @cache
-def eager_passes(name: str, direction: str) -> int:
-    """How many operators the plain expression of a workload runs over maps.
+def eager_effort(name: str, direction: str) -> Effort:
+    """Of float32 maps.
 
     Args:
         name: of the workload.
@@ -82,13 +104,14 @@ def eager_passes(name: str, direction: str) -> int:
     if direction == "inference":
         with torch.no_grad(), _Passes() as passes:
             workload.eager(inputs)
-        return passes.count
-    leaves = [x.requires_grad_() for x in inputs]
-    outputs = workload.eager(leaves)
-    grads = [torch.ones_like(output) for output in outputs]
-    with _Passes() as passes:
-        gradients(outputs, leaves, grads)
-    return passes.count
+    else:
+        leaves = [x.requires_grad_() for x in inputs]
+        outputs = workload.eager(leaves)
+        grads = [torch.ones_like(output) for output in outputs]
+        with _Passes() as passes:
+            gradients(outputs, leaves, grads)
+    fewest = workload.minimum_bytes(cell.size, torch.float32, direction)
+    return Effort(passes.count, passes.moved * torch.float32.itemsize / fewest)
 
 
 _SUM = "bilinear-add-relu"
@@ -109,7 +132,7 @@ CPU_GOALS = (
         Goal(name, "float32", "NCHW", direction, EAGER, 3.0)
         for name in WORKLOADS
         for direction in ("inference", "backward")
-        if eager_passes(name, direction) > 1
+        if eager_effort(name, direction).passes > 1
     ),
     *(
         Goal(name, dtype, layout, direction, peer, 1.0)
@@ -134,40 +157,50 @@ def verdicts(rows: Sequence[Row], goals: Sequence[Goal] = CPU_GOALS) -> list[Ver
     large = [row for row in rows if row["size"] not in small]
     found = []
     for goal in goals:
-        values = list(_ratios(goal, large))
-        if values:
-            found.append(Verdict(goal, min(values), statistics.median(values), len(values)))
-        else:
+        pairs = _pairs(goal, large)
+        if not pairs:
             found.append(Verdict(goal, 0.0, 0.0, 0))
+            continue
+        values = [_ratio(*pair) for pair in pairs]
+        worst = pairs[values.index(min(values))]
+        found.append(Verdict(goal, min(values), statistics.median(values), len(values), worst))
     return found
 
 
-def _ratios(goal: Goal, rows: Sequence[Row]) -> list[float]:
-    """Time of the peer over that of msr_cuda, by size."""
+def _pairs(goal: Goal, rows: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """The rows of msr_cuda and of the peer, of every size that both were measured at."""
 
-    def times(contender: str) -> dict[str, float]:
+    def by_size(contender: str) -> dict[str, Row]:
         wanted = (goal.workload, goal.dtype, goal.layout, goal.direction, DIRECT, contender)
         keys = ("workload", "dtype", "layout", "direction", "launch", "contender")
-        return {
-            row["size"]: row["median_seconds"]
-            for row in rows
-            if tuple(row[key] for key in keys) == wanted
-        }
+        return {row["size"]: row for row in rows if tuple(row[key] for key in keys) == wanted}
 
-    ours, theirs = times(OURS), times(goal.peer)
-    return [theirs[size] / ours[size] for size in ours if size in theirs]
+    ours, theirs = by_size(OURS), by_size(goal.peer)
+    return [(ours[size], theirs[size]) for size in ours if size in theirs]
 
 
-def describe(verdict: Verdict) -> str:
-    """One line."""
+def _ratio(ours: Row, theirs: Row) -> float:
+    """Time of the peer over that of msr_cuda."""
+    ratio: float = theirs["median_seconds"] / ours["median_seconds"]
+    return ratio
+
+
+def describe(verdict: Verdict, causes: Causes) -> str:
+    """One line; of a goal that was missed, with the cause."""
     goal = verdict.goal
     what = f"{goal.workload} {goal.dtype} {goal.layout} {goal.direction} against {goal.peer}"
-    if not verdict.sizes:
+    if verdict.worst is None:
         return f"{what}: at least {goal.factor:g}, not measured"
-    return (
+    text = (
         f"{what}: at least {goal.factor:g}, measured {verdict.least:.2f} "
         f"(median {verdict.median:.2f} of {verdict.sizes}) {'met' if verdict.met else 'MISSED'}"
     )
+    if verdict.met:
+        return text
+    limit = None
+    if goal.peer == EAGER and goal.direction in ("inference", "backward"):
+        limit = eager_effort(goal.workload, goal.direction).bytes_ratio
+    return f"{text}; {causes.of(*verdict.worst, goal.factor, limit)}"
 
 
 # ---------------------------------------------------------------------------- the best peer

@@ -2,7 +2,7 @@
 
     python -m benchmarks.summary FILE...            every cell, as Markdown
     python -m benchmarks.summary --ratios FILE...   least and median speed-up by kind of cell
-    python -m benchmarks.summary --peers FILE...    every cell beside its best peer; where lost, why
+    python -m benchmarks.summary --peers FILE...    missed goals, and cells beside their best peers
     python -m benchmarks.summary --readme [DIR]     rewrite the figures of README.md (from DIR)
 
 FILE is a benchmarks.json, or the folder it lies in. Files are never mixed: each gets its own table
@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE")
     parser.add_argument("--ratios", action="store_true", help="least and median over the sizes")
     parser.add_argument("--peers", action="store_true",
-        help="every cell beside its best peer; where that one is faster, why")  # fmt: skip
+        help="missed goals, every cell beside its best peer, and why it is slower")  # fmt: skip
     parser.add_argument("--readme", action="store_true",
         help="rewrite the figures of README.md, from DIR or the folder they name")  # fmt: skip
     parser.add_argument("--workload", action="append", default=[], metavar="NAME")
@@ -170,7 +170,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(("\n" if number else "") + heading(content) + "\n")
         if arguments.peers:
             causes = Causes(content["measurements"])
-            print("\n".join(goals.describe_standings(goals.standings(rows), causes)))
+            measured = [v for v in goals.verdicts(rows) if v.sizes]
+            lines = [goals.describe(v, causes) for v in measured if not v.met]
+            lines += goals.describe_standings(goals.standings(rows), causes)
+            print("\n".join(lines))
         else:
             print(ratios_table(ratios(rows)) if arguments.ratios else cells_table(rows))
     return 0

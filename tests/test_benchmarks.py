@@ -241,10 +241,15 @@ def test_goals_of_a_part_of_the_grid() -> None:
 
 
 def test_a_goal_is_where_eager_makes_several_passes() -> None:
-    assert goals.eager_passes("bilinear-add-relu", "inference") == 3  # interpolate, add, relu
-    assert goals.eager_passes("bilinear-add-relu", "backward") == 2  # relu's and interpolate's
-    assert goals.eager_passes("unet-cat-nearest", "backward") == 1  # a view, then interpolate's
-    assert goals.eager_passes("resample-bilinear", "inference") == 1
+    effort = goals.eager_effort
+    assert effort("bilinear-add-relu", "inference").passes == 3  # interpolate, add, relu
+    assert effort("bilinear-add-relu", "backward").passes == 2  # relu's and interpolate's
+    assert effort("unet-cat-nearest", "backward").passes == 1  # a view, then interpolate's
+    assert effort("resample-bilinear", "inference").passes == 1
+    # A quarter of a map in, one out; that and the skip in, one out; one in and one out for the
+    # relu. The fewest are a quarter and one in, one out.
+    ratio = effort("bilinear-add-relu", "inference").bytes_ratio
+    assert ratio == pytest.approx((0.25 + 1 + 3 + 2) / 2.25)
     threes = {(g.workload, g.direction) for g in goals.CPU_GOALS if g.factor == 3.0}
     assert ("unet-cat-nearest", "inference") in threes
     assert ("unet-cat-nearest", "backward") not in threes

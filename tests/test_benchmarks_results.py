@@ -151,12 +151,15 @@ def test_goals_are_held_against_the_least_ratio() -> None:
     assert not missed.met
     assert missed.least == pytest.approx(2.9)
     assert missed.median == pytest.approx(2.95)
-    assert goals.describe(missed).endswith("measured 2.90 (median 2.95 of 2) MISSED")
+    why = causes.Causes(rows)
+    assert goals.describe(missed, why).endswith(
+        "measured 2.90 (median 2.95 of 2) MISSED; within the spread of the samples"
+    )
     (met,) = goals.verdicts(rows[:2], [goal])
     assert met.met
     (unknown,) = goals.verdicts(rows, [goal._replace(layout="channels_last")])
     assert not unknown.met
-    assert goals.describe(unknown).endswith("not measured")
+    assert goals.describe(unknown, why).endswith("not measured")
 
 
 def test_bfloat16_is_compared_with_our_own_float32() -> None:
@@ -229,8 +232,13 @@ def test_why_a_cell_is_lost() -> None:
         causes.MEMORY, "90% of a copy's bandwidth",
     )  # fmt: skip
     ours = {**ours, "copy_share": 0.3}
+    assert found.of(ours, eager, factor=3.0, bytes_ratio=0.5) == (
+        causes.MEMORY, "the peer moves 0.5 times the fewest bytes",
+    )  # fmt: skip
+    assert found.of(ours, eager, factor=3.0, bytes_ratio=0.7) == (causes.UNKNOWN, "")
     assert found.of(ours, eager) == (causes.UNKNOWN, "")
     assert found.of({**ours, "workload": "bifpn-down"}, eager).kind == causes.FOUND
+    assert found.of(ours, {**eager, "contender": OURS_FLOAT32}).kind == causes.FOUND
     assert found.of({**ours, "workload": "bifpn-down", "direction": "forward"}, eager) == (
         causes.UNKNOWN, "",
     )  # fmt: skip
