@@ -11,9 +11,9 @@ from torch import Tensor
 from .. import _ops, _spec
 from . import _higher
 from ._linear import (
+    Adjoint,
     Plan,
     PlanNumbers,
-    adjoint_gradients,
     flat,
     made,
     packed,
@@ -87,7 +87,9 @@ class Backward:
         if twice():
             return _higher.gradients(self, grad, weights, pixel_weights, gate, indices, values)
         if self.is_linear and weights is None and pixel_weights is None:
-            return [None, None, *adjoint_gradients(self.plan, self.needs, grad, gate)]
+            gated = gate is not None
+            adjoint = self.plan.keep((self.needs, gated), Adjoint, self.needs, gated)
+            return [None, None, *adjoint.gradients(grad, gate)]
         accumulate = _spec.accumulation_dtype(self.spec)
         if self.recomputes:
             grad = _ops.gather_extended(

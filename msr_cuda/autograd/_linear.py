@@ -95,7 +95,7 @@ def made(plan: Plan | PlanNumbers, inputs: Sequence[Tensor]) -> Plan:
     return Plan(inputs, *plan) if isinstance(plan, PlanNumbers) else plan
 
 
-class _Adjoint:
+class Adjoint:
     """The backward of an unweighted gather, but for its tensors."""
 
     __slots__ = (
@@ -149,14 +149,6 @@ class _Adjoint:
         return grads
 
 
-def adjoint_gradients(
-    plan: Plan, needs: tuple[bool, ...], grad: Tensor, gate: Tensor | None
-) -> list[Tensor | None]:
-    """Of an unweighted gather's maps, of which some are needed."""
-    gated = gate is not None
-    return plan.keep((needs, gated), _Adjoint, needs, gated).gradients(grad, gate)
-
-
 class GatherFunction(torch.autograd.Function):
     """``relu(gate * sum_i w_i R_i(x_i))`` with weights [S], or its concatenation."""
 
@@ -191,7 +183,8 @@ class GatherFunction(torch.autograd.Function):
         if twice():
             grads, d_weights = _higher_gradients(plan, needs, grad, gate, weights, values)
         elif weights is None:
-            grads = adjoint_gradients(plan, needs, grad, gate)
+            gated = gate is not None
+            grads = plan.keep((needs, gated), Adjoint, needs, gated).gradients(grad, gate)
         else:
             requests = plan.requests(needs)
             wanted, dots = raw_spread(
