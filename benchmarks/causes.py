@@ -61,6 +61,15 @@ FINDINGS = (
         "resampled again, row by row",
     ),
     Finding(
+        "affine-leaky", ("channels_last",), _DIFFERENTIATED,
+        "products for the gradient of the scale, and its multiplication, are passes of their own: a "
+        "third of the time",
+    ),
+    Finding(
+        "dpt-fusion", ("channels_last",), _DIFFERENTIATED,
+        "half of the time the first of its passes waits for the gradient, which is not in the cache",
+    ),
+    Finding(
         "fpn-many", LAYOUTS, _ALL,
         "one call sums every level from all coarser ones, peers from the level above alone, which "
         "they wait for; a resample_sum per level does as they do",

@@ -82,6 +82,11 @@ def joined(device: str) -> Iterator[Processes]:
         return
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
-        yield Processes(chosen, dist.get_rank(), dist.get_world_size())
+        processes = Processes(chosen, dist.get_rank(), dist.get_world_size())
+        yield processes
+        # Until the first has written its files. A process that is gone before a thread of gloo's has
+        # freed the tensors of the last exchange aborts.
+        with contextlib.suppress(RuntimeError):  # others may have failed
+            processes.wait()
     finally:
         dist.destroy_process_group()
