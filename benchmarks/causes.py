@@ -62,12 +62,12 @@ FINDINGS = (
     ),
     Finding(
         "affine-leaky", ("channels_last",), _DIFFERENTIATED,
-        "products for the gradient of the scale, and its multiplication, are passes of their own: a "
-        "third of the time",
+        "products for the gradient of the scale, and its multiplication, are passes of their own: "
+        "a third of the time",
     ),
     Finding(
         "dpt-fusion", ("channels_last",), _DIFFERENTIATED,
-        "half of the time the first of its passes waits for the gradient, which is not in the cache",
+        "half of the time its first pass waits for the gradient, which is not in the cache",
     ),
     Finding(
         "fpn-many", LAYOUTS, _ALL,

@@ -9,13 +9,14 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from . import JSON_NAME, LOGITS_NAME, MODELS_NAME, goals, machine
 from .causes import KINDS, Causes
-from .contenders import PEERS
+from .contenders import OURS_ONE_THREAD, PEERS
 from .host import HostTime
 from .logits.table import EXPLANATION, logits_table
 from .models.table import models_table
@@ -33,6 +34,8 @@ _BLOCK = re.compile(
 )
 #: What the name of a folder ends with that holds a run of the whole grid.
 GRID = "-grid"
+#: What the name of a folder ends with that holds a run with several threads.
+THREADS = "-threads"
 #: Cells that are named where a peer is faster.
 MOST_LOSSES = 12
 _SHOWN = ("inference", "backward")
@@ -105,6 +108,7 @@ def block(root: Path, name: str) -> str:
         speedup_table(rows),
         losses(rows),
         *whole_grid(root, name),
+        *more_threads(root, name),
     ]
     if content.get("host"):
         parts += [
@@ -235,6 +239,39 @@ def whole_grid(root: Path, name: str) -> list[str]:
         "Directions of the whole grid that are at least as fast as the best peer, by "
         f"`{content['command']}`\n({heading(content)}; [{grid}/{JSON_NAME}]({grid}/{JSON_NAME});\n"
         "[why peers are faster in the others](benchmarks/README.md#where-peers-are-faster)):",
+        "\n".join(lines),
+    ]
+
+
+def more_threads(root: Path, name: str) -> list[str]:
+    """What several threads gain, where a folder beside holds a run with them.
+
+    Args:
+        root: of the checkout.
+        name: of the folder with the results that the README shows, relative to it.
+    """
+    folder = name + THREADS
+    if not (root / folder / JSON_NAME).exists():
+        return []
+    content = load(root / folder)
+    rows = [row for row in content["measurements"] if row["launch"] == DIRECT]
+    found = goals.standings(large_rows(rows))
+    lines = []
+    for direction in _SHOWN:
+        gains = sorted(
+            row["times_ours"]
+            for row in large_rows(rows)
+            if row["contender"] == OURS_ONE_THREAD and row["direction"] == direction
+        )
+        own = [standing for standing in found if standing.direction == direction]
+        kept = sum(not standing.lost for standing in own)
+        lines.append(
+            f"- {direction}: {statistics.median(gains):.2f} times as fast as one thread, from "
+            f"{gains[0]:.2f} to {gains[-1]:.2f}; {kept} of {len(own)} at least as fast as the best "
+            "peer"
+        )
+    return [
+        f"More threads, by `{content['command']}` ({heading(content)}):",
         "\n".join(lines),
     ]
 

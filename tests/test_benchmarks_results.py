@@ -14,7 +14,7 @@ from conftest import ROOT, require_or_skip
 
 from benchmarks import causes, contenders, goals, host, plots, readme, results, summary, table
 from benchmarks import text as texts
-from benchmarks.contenders import COMPILED, EAGER, OURS, OURS_FLOAT32, TUNED
+from benchmarks.contenders import COMPILED, EAGER, OURS, OURS_FLOAT32, OURS_ONE_THREAD, TUNED
 from benchmarks.host import HostTime
 from benchmarks.progress import Progress, duration
 from benchmarks.workloads import LAYOUTS, WORKLOADS, parse_size
@@ -330,6 +330,22 @@ def test_the_whole_grid_is_counted_beside(checkout: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert "- float32, large maps: 1 of 1\n- float32, small maps (1x64x64x64): 1 of 1\n" in text
     assert "- float32, tiny maps (1x16x16x16): 0 of 1; the others: the call itself 1\n" in text
+
+
+def test_what_threads_gain_is_said_beside(checkout: Path) -> None:
+    path, folder = checkout / "README.md", checkout / "results" / "machine"
+    measurements = [
+        measurement(contender, seconds, direction=direction, cell=CELL._replace(size=size))
+        for size, alone in ((parse_size("2x8x64x64"), 1.5), (parse_size("3x8x64x64"), 1.8))
+        for direction in ("inference", "backward")
+        for contender, seconds in ((EAGER, 0.5), (OURS_ONE_THREAD, alone), (OURS, 1.0))
+    ]
+    threads = checkout / "results" / f"machine{readme.THREADS}"
+    results.Run(FACTS, measurements, complete=True).write(threads)
+    readme.rewrite(folder, path)
+    text = path.read_text(encoding="utf-8")
+    assert "- inference: 1.65 times as fast as one thread, from 1.50 to 1.80; 0 of 2 at" in text
+    assert "- backward: 1.65 times as fast as one thread" in text
 
 
 def test_only_the_worst_losses_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

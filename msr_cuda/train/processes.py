@@ -84,8 +84,8 @@ def joined(device: str) -> Iterator[Processes]:
     try:
         processes = Processes(chosen, dist.get_rank(), dist.get_world_size())
         yield processes
-        # Until the first has written its files. A process that is gone before a thread of gloo's has
-        # freed the tensors of the last exchange aborts.
+        # Until the first has written its files. A process that is gone before a thread of gloo's
+        # has freed the tensors of the last exchange aborts.
         with contextlib.suppress(RuntimeError):  # others may have failed
             processes.wait()
     finally:
