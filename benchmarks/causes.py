@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from .contenders import OURS, OURS_FLOAT32
-from .results import Row
+from .contenders import DIRECTIONS, OURS_FLOAT32
+from .results import KEYS, Row
 from .workloads import LAYOUTS, TINY
 
 #: From this share of a copy's bandwidth on, the fewest bytes that must be moved take the time.
 MEMORY_BOUND = 0.8
-_KEYS = ("workload", "dtype", "layout", "direction", "launch")
+_KEYS = tuple(key for key in KEYS if key != "size")
 
 
 class Cause(NamedTuple):
@@ -42,7 +42,6 @@ class Finding(NamedTuple):
 
 
 _DIFFERENTIATED = ("backward", "step")
-_ALL = ("inference", "forward", *_DIFFERENTIATED)
 
 FINDINGS = (
     Finding(
@@ -70,7 +69,7 @@ FINDINGS = (
         "half of the time its first pass waits for the gradient, which is not in the cache",
     ),
     Finding(
-        "fpn-many", LAYOUTS, _ALL,
+        "fpn-many", LAYOUTS, DIRECTIONS,
         "one call sums every level from all coarser ones, peers from the level above alone, which "
         "they wait for; a resample_sum per level does as they do",
     ),
@@ -93,7 +92,7 @@ class Causes:
         """``rows``: all of the run's: tiny cells tell what calls cost."""
         tiny = {str(size) for size in TINY.values()}
         self._calls = {
-            (*(row[key] for key in _KEYS), row["contender"]): row["median_seconds"]
+            tuple(row[key] for key in _KEYS): row["median_seconds"]
             for row in rows
             if row["size"] in tiny
         }
@@ -118,16 +117,16 @@ class Causes:
         if bytes_ratio is not None and other / own >= MEMORY_BOUND * bytes_ratio:
             return Cause(MEMORY, f"the peer moves {bytes_ratio:.1f} times the fewest bytes")
         lost = own - other / factor
-        call = self._call(ours, OURS) - self._call(theirs, theirs["contender"]) / factor
+        call = self._call(ours) - self._call(theirs) / factor
         if call >= lost / 2:
             return Cause(CALL, f"{call:.0f} of {lost:.0f} µs are lost on a tiny map, too")
         if (ours["copy_share"] or 0) >= MEMORY_BOUND:
             return Cause(MEMORY, f"{ours['copy_share']:.0%} of a copy's bandwidth")
         return _found(ours, theirs)
 
-    def _call(self, row: Mapping[str, object], contender: str) -> float:
-        """Microseconds of the workload's call on a tiny map; 0 where that was not measured."""
-        return 1e6 * self._calls.get((*(row[key] for key in _KEYS), contender), 0.0)
+    def _call(self, row: Row) -> float:
+        """Microseconds of the same call on a tiny map; 0 where that was not measured."""
+        return 1e6 * self._calls.get(tuple(row[key] for key in _KEYS), 0.0)
 
 
 def _found(row: Row, peer: Row) -> Cause:

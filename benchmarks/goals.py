@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .causes import Causes
 from .contenders import COMPILED, EAGER, OURS, OURS_FLOAT32, PEERS, gradients
-from .results import Row
+from .results import KEYS, Row
 from .runner import DIRECT
 from .workloads import LAYOUTS, TINY, WORKLOADS, Cell, make_inputs
 
@@ -242,7 +242,7 @@ class Standing(NamedTuple):
 
 def standings(rows: Sequence[Row]) -> list[Standing]:
     """Of every cell, way of launching and direction that has a peer."""
-    keys = ("workload", "size", "dtype", "layout", "launch", "direction")
+    keys = [key for key in KEYS if key != "contender"]
     ours: dict[tuple[Any, ...], Row] = {}
     best: dict[tuple[Any, ...], Row] = {}
     for row in rows:

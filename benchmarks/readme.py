@@ -101,7 +101,7 @@ def block(root: Path, name: str) -> str:
     """
     folder = root / name
     content = load(folder)
-    rows = [row for row in content["measurements"] if row["launch"] == DIRECT]
+    rows = _direct(content)
     parts = [
         _BEGIN.format(name),
         _introduction(content, name, rows),
@@ -145,6 +145,16 @@ def _other(folder: Path, name: str) -> dict[str, Any] | None:
     """What another command wrote, if it did."""
     path = folder / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _content(folder: Path) -> dict[str, Any] | None:
+    """What a run of the benchmarks wrote there, if it did."""
+    return load(folder) if (folder / JSON_NAME).exists() else None
+
+
+def _direct(content: dict[str, Any]) -> list[Row]:
+    """The measurements of calls that were launched one by one."""
+    return [row for row in content["measurements"] if row["launch"] == DIRECT]
 
 
 def _introduction(content: dict[str, Any], name: str, rows: Sequence[Row]) -> str:
@@ -217,10 +227,9 @@ def whole_grid(root: Path, name: str) -> list[str]:
         name: of the folder with the results that the README shows, relative to it.
     """
     grid = name + GRID
-    if not (root / grid / JSON_NAME).exists():
+    if not (content := _content(root / grid)):
         return []
-    content = load(root / grid)
-    rows = [row for row in content["measurements"] if row["launch"] == DIRECT]
+    rows = _direct(content)
     kinds = {"large maps": large_rows(rows)}
     for kind, sizes in (("small maps", SMALL), ("tiny maps", TINY)):
         names = {str(size) for size in sizes.values()} & {row["size"] for row in rows}
@@ -250,17 +259,15 @@ def more_threads(root: Path, name: str) -> list[str]:
         root: of the checkout.
         name: of the folder with the results that the README shows, relative to it.
     """
-    folder = name + THREADS
-    if not (root / folder / JSON_NAME).exists():
+    if not (content := _content(root / (name + THREADS))):
         return []
-    content = load(root / folder)
-    rows = [row for row in content["measurements"] if row["launch"] == DIRECT]
-    found = goals.standings(large_rows(rows))
+    large = large_rows(_direct(content))
+    found = goals.standings(large)
     lines = []
     for direction in _SHOWN:
         gains = sorted(
             row["times_ours"]
-            for row in large_rows(rows)
+            for row in large
             if row["contender"] == OURS_ONE_THREAD and row["direction"] == direction
         )
         own = [standing for standing in found if standing.direction == direction]

@@ -17,6 +17,7 @@ from benchmarks import text as texts
 from benchmarks.contenders import COMPILED, EAGER, OURS, OURS_FLOAT32, OURS_ONE_THREAD, TUNED
 from benchmarks.host import HostTime
 from benchmarks.progress import Progress, duration
+from benchmarks.runner import Measurement
 from benchmarks.workloads import LAYOUTS, WORKLOADS, parse_size
 
 HOST = [
@@ -315,6 +316,15 @@ def test_figures_of_the_readme_are_rewritten(checkout: Path) -> None:
     assert readme.current(path)[1] == "results/machine"
 
 
+def _readme_beside(checkout: Path, ending: str, measurements: list[Measurement]) -> str:
+    """The README, where a folder of that ending stands beside the machine's."""
+    path, folder = checkout / "README.md", checkout / "results" / "machine"
+    beside = folder.with_name(folder.name + ending)
+    results.Run(FACTS, measurements, complete=True).write(beside)
+    readme.rewrite(folder, path)
+    return path.read_text(encoding="utf-8")
+
+
 def test_the_whole_grid_is_counted_beside(checkout: Path) -> None:
     path, folder = checkout / "README.md", checkout / "results" / "machine"
     readme.rewrite(folder, path)
@@ -324,26 +334,19 @@ def test_the_whole_grid_is_counted_beside(checkout: Path) -> None:
         for size, eager in (("2x8x64x64", 3.0), ("1x64x64x64", 3.0), ("1x16x16x16", 1.0))
         for contender, seconds in ((EAGER, eager), (OURS, 2.0))
     ]
-    grid = checkout / "results" / f"machine{readme.GRID}"
-    results.Run(FACTS, measurements, complete=True).write(grid)
-    readme.rewrite(folder, path)
-    text = path.read_text(encoding="utf-8")
+    text = _readme_beside(checkout, readme.GRID, measurements)
     assert "- float32, large maps: 1 of 1\n- float32, small maps (1x64x64x64): 1 of 1\n" in text
     assert "- float32, tiny maps (1x16x16x16): 0 of 1; the others: the call itself 1\n" in text
 
 
 def test_what_threads_gain_is_said_beside(checkout: Path) -> None:
-    path, folder = checkout / "README.md", checkout / "results" / "machine"
     measurements = [
         measurement(contender, seconds, direction=direction, cell=CELL._replace(size=size))
         for size, alone in ((parse_size("2x8x64x64"), 1.5), (parse_size("3x8x64x64"), 1.8))
         for direction in ("inference", "backward")
         for contender, seconds in ((EAGER, 0.5), (OURS_ONE_THREAD, alone), (OURS, 1.0))
     ]
-    threads = checkout / "results" / f"machine{readme.THREADS}"
-    results.Run(FACTS, measurements, complete=True).write(threads)
-    readme.rewrite(folder, path)
-    text = path.read_text(encoding="utf-8")
+    text = _readme_beside(checkout, readme.THREADS, measurements)
     assert "- inference: 1.65 times as fast as one thread, from 1.50 to 1.80; 0 of 2 at" in text
     assert "- backward: 1.65 times as fast as one thread" in text
 

@@ -487,7 +487,7 @@ class GatherCpu {
       PixelSlice<acc_t>& slice = slices[args.count - 1];
       slice.count += added;
       slice.max_taps = std::max(slice.max_taps, s.width->max_count());
-      slice.few = slice.few && s.width->max_count() <= 2 && !s.width->has_gaps();
+      slice.few = slice.few && s.width->has_pairs();
       slice.copied = slice.copied && slice.count == 1;
       count += added;
     }

@@ -70,11 +70,6 @@ struct Two {
   static MSR_INLINE Two load(const T* from) {
     return {V::load(from), V::load(from + V::kLanes)};
   }
-  template <typename T>
-  MSR_INLINE void store(T* to) const {
-    low.store(to);
-    high.store(to + V::kLanes);
-  }
   MSR_INLINE Two operator+(Two other) const { return {low + other.low, high + other.high}; }
   MSR_INLINE Two operator-(Two other) const { return {low - other.low, high - other.high}; }
   MSR_INLINE Two operator*(Two other) const { return {low * other.low, high * other.high}; }

@@ -155,9 +155,8 @@ class SpreadPixelsCpu {
       return;
     }
     const PixelSource<acc_t> from{row, t.rows.channels, &t.taps, acc_t(1)};
-    const bool few = t.width->max_count() <= 2 && !t.width->has_gaps();
-    const PixelSlice<acc_t> slice{&from, 1,    t.width->max_count(), t.rows.channels, kKeep.dtype,
-                                  few,   false};
+    const PixelSlice<acc_t> slice{
+        &from, 1, t.width->max_count(), t.rows.channels, kKeep.dtype, t.width->has_pairs(), false};
     shared_.ops.along_pixels({kept_row(w, g, scratch), nullptr, &slice, 1, w.columns.begin,
                               w.columns.end - w.columns.begin, kKeep});
   }

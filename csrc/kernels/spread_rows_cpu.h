@@ -447,9 +447,7 @@ class SpreadRowsCpu {
                              branch.channel_begin % 8 == 0 && map.size[1] % 8 == 0;
     t.walkable = pixels.is_vectorizable() && !of_pixels && !t.pool &&
                  (!gate || (grad.channels_last == map.channels_last && (t.one_run || whole_bytes)));
-    const auto few = [](const Table& table) {
-      return !table || (table->max_count() <= 2 && !table->has_gaps());
-    };
+    const auto few = [](const Table& table) { return !table || table->has_pairs(); };
     t.few_taps = !extended && !gate && !over_batch && map.channels_last && t.width &&
                  few(t.width) && few(t.height) && few(t.depth) && !(t.height && t.depth);
     t.copied = is_identity(branch);

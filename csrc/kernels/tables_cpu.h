@@ -48,13 +48,13 @@ class TapTable {
   // Prepares what along_row needs beyond the plain lists, for vectors of `lanes` lanes.
   void prepare_blocks(int32_t lanes, bool can_look_up) {
     lanes_ = lanes;
-    if (can_look_up && max_count_ <= 2 && !has_gaps_) prepare_windows();
+    if (can_look_up && has_pairs()) prepare_windows();
     if (window_.empty() && lanes > 1) prepare_steps();
   }
 
   // Prepares what along_pixels needs for sums.
   void prepare_pairs() {
-    for (int32_t i = 0; i < rows_ && max_count_ <= 2 && !has_gaps_; ++i) {
+    for (int32_t i = 0; i < rows_ && has_pairs(); ++i) {
       const auto [left, right] = pair_of(i);
       pair_index_.push_back(first_[i]);
       pair_index_.push_back(first_[i] + count_[i] - 1);
@@ -71,6 +71,8 @@ class TapTable {
   const acc_t* weights(int32_t row) const { return weights_.data() + start_[row]; }
   int32_t max_count() const { return max_count_; }
   bool has_gaps() const { return has_gaps_; }  // there are rows without taps
+  // Every row has one tap or two.
+  bool has_pairs() const { return max_count_ <= 2 && !has_gaps_; }
 
   // Every row is one of the axis' elements.
   bool picks() const {
