@@ -123,10 +123,15 @@ class Data:
             outputs = WORKLOADS[cell.workload].eager([x.to(wide) for x in plain[0]])
         # In the layout of the maps: so come the gradients of a convolution behind the step.
         layout = memory_format(cell.layout, cell.size.rank)
-        grads = [
-            [torch.randn_like(y).to(dtype).contiguous(memory_format=layout) for y in outputs]
-            for _ in plain
-        ]
+
+        def normal(y: Tensor, generator: torch.Generator) -> Tensor:
+            grad = torch.randn(y.shape, generator=generator, device=device)
+            return grad.to(dtype).contiguous(memory_format=layout)
+
+        grads = []
+        for seed in range(sets, 2 * sets):  # other ones than of the maps
+            generator = torch.Generator(device).manual_seed(seed)
+            grads.append([normal(y, generator) for y in outputs])
         return Data(plain, leaves, grads)
 
     def in_float32(self) -> Data:

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .causes import Causes
 from .contenders import COMPILED, EAGER, OURS, OURS_FLOAT32, PEERS, gradients
-from .results import KEYS, Row
+from .results import KEYS, Row, cell_of
 from .runner import DIRECT
 from .workloads import LAYOUTS, TINY, WORKLOADS, Cell, make_inputs
 
@@ -216,7 +216,7 @@ class Standing(NamedTuple):
     def place(self) -> str:
         """The cell, and how it was launched."""
         launch = "" if self.ours["launch"] == DIRECT else f", {self.ours['launch']}"
-        return " ".join(self.ours[key] for key in ("workload", "size", "dtype", "layout")) + launch
+        return cell_of(self.ours) + launch
 
     @property
     def direction(self) -> str:

@@ -20,7 +20,7 @@ from .contenders import OURS_ONE_THREAD, PEERS
 from .host import HostTime
 from .logits.table import EXPLANATION, logits_table
 from .models.table import models_table
-from .results import Row, load
+from .results import Row, cell_of, load
 from .runner import DIRECT
 from .summary import first_dtype, heading, large_rows
 from .text import markdown
@@ -32,7 +32,8 @@ _END = "<!-- end of what was made -->"
 _BLOCK = re.compile(
     re.escape(_BEGIN).replace(r"\{\}", "(?P<folder>[^\n]+?)") + "\n.*?" + re.escape(_END), re.DOTALL
 )
-#: What the name of a folder ends with that holds a run of the whole grid.
+#: What the name of a folder ends with that holds a run of the whole grid; runs of some of its cells
+#: once more are in folders whose names go on.
 GRID = "-grid"
 #: What the name of a folder ends with that holds a run with several threads.
 THREADS = "-threads"
@@ -226,10 +227,14 @@ def whole_grid(root: Path, name: str) -> list[str]:
         root: of the checkout.
         name: of the folder with the results that the README shows, relative to it.
     """
-    grid = name + GRID
-    if not (content := _content(root / grid)):
+    runs = {
+        folder.relative_to(root).as_posix(): content
+        for folder in sorted((root / name).parent.glob(f"{Path(name).name}{GRID}*"))
+        if (content := _content(folder))
+    }
+    if not runs:
         return []
-    rows = _direct(content)
+    rows, wrong = _latest(list(runs.values()))
     kinds = {"large maps": large_rows(rows)}
     for kind, sizes in (("small maps", SMALL), ("tiny maps", TINY)):
         names = {str(size) for size in sizes.values()} & {row["size"] for row in rows}
@@ -244,12 +249,32 @@ def whole_grid(root: Path, name: str) -> list[str]:
         line = f"- {dtype}, {kind}: {len(found) - len(lost)} of {len(found)}"
         counts = [f"{cause} {lost.count(cause)}" for cause in KINDS if cause in lost]
         lines.append(line + ("; the others: " + ", ".join(counts) if counts else ""))
+    lines += [f"- not timed: {text}" for text in wrong]
+    sources = [
+        f"`{content['command']}`\n({heading(content)}; "
+        f"[{folder}/{JSON_NAME}]({folder}/{JSON_NAME}))"
+        for folder, content in runs.items()
+    ]
     return [
-        "Directions of the whole grid that are at least as fast as the best peer, by "
-        f"`{content['command']}`\n({heading(content)}; [{grid}/{JSON_NAME}]({grid}/{JSON_NAME});\n"
-        "[why peers are faster in the others](benchmarks/README.md#where-peers-are-faster)):",
+        "Directions of the whole grid that are at least as fast as the best peer "
+        "([why peers are faster in the others](benchmarks/README.md#where-peers-are-faster)), by "
+        + ", some cells again by ".join(sources)
+        + ":",
         "\n".join(lines),
     ]
+
+
+def _latest(runs: Sequence[dict[str, Any]]) -> tuple[list[Row], list[str]]:
+    """The measurements of each cell from the last run that has it; what was wrong in none later."""
+    rows: list[Row] = []
+    wrong: list[str] = []
+    for content in runs:
+        measured = _direct(content)
+        cells = {cell_of(row) for row in measured}
+        rows = [row for row in rows if cell_of(row) not in cells] + measured
+        wrong = [text for text in wrong if not any(f" {cell}: " in text for cell in cells)]
+        wrong += content["wrong"]
+    return rows, wrong
 
 
 def more_threads(root: Path, name: str) -> list[str]:

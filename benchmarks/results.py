@@ -29,6 +29,11 @@ COLUMNS = (
 Row = dict[str, Any]
 
 
+def cell_of(row: Row) -> str:
+    """The cell of a measurement, as :class:`workloads.Cell` writes itself."""
+    return " ".join(row[key] for key in ("workload", "size", "dtype", "layout"))
+
+
 def run_columns(facts: dict[str, Any]) -> Row:
     """The values of :data:`RUN_COLUMNS`."""
     machine, versions = facts["machine"], facts["versions"]

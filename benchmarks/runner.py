@@ -18,6 +18,7 @@ from .contenders import (
     COMPILED,
     CONTENDERS,
     DIRECTIONS,
+    EAGER,
     OURS,
     OURS_FLOAT32,
     OURS_ONE_THREAD,
@@ -233,18 +234,29 @@ def check(
         except Exception as problem:
             outcome.report(name, measure.first_line(problem))
             continue
-        own = name in (OURS, OURS_ONE_THREAD)
-        allowed = TOLERANCES[DTYPES[cell.dtype]][0] if own else SAME_FUNCTION
-        if max(errors[name]) <= allowed:
+        allowed = Errors(SAME_FUNCTION, SAME_FUNCTION)
+        if name in (OURS, OURS_ONE_THREAD):
+            allowed = _allowed(DTYPES[cell.dtype], errors.get(EAGER))
+        if all(found <= most for found, most in zip(errors[name], allowed, strict=True)):
             usable[name] = function
         else:
             outputs, gradients = errors[name]
             outcome.report(
                 name,
-                f"relative errors of outputs {outputs:.1e} and gradients {gradients:.1e}, "
-                f"allowed {allowed:.1e}",
+                f"relative errors of outputs {outputs:.1e}, allowed {allowed.outputs:.1e}, and of "
+                f"gradients {gradients:.1e}, allowed {allowed.gradients:.1e}",
             )
     return usable, errors
+
+
+def _allowed(dtype: torch.dtype, eager: Errors | None) -> Errors:
+    """The errors that are right for msr_cuda."""
+    bound = TOLERANCES[dtype][0]
+    if eager is None or dtype.itemsize == 2:  # there eager rounds more often
+        return Errors(bound, bound)
+    # Sums that nearly cancel, as those for the gradients of a few weights can, lose digits in
+    # whatever order they are added up: then eager's are lost, too.
+    return Errors(max(bound, eager.outputs), max(bound, eager.gradients))
 
 
 def _time(

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -316,11 +317,13 @@ def test_figures_of_the_readme_are_rewritten(checkout: Path) -> None:
     assert readme.current(path)[1] == "results/machine"
 
 
-def _readme_beside(checkout: Path, ending: str, measurements: list[Measurement]) -> str:
+def _readme_beside(
+    checkout: Path, ending: str, measurements: list[Measurement], wrong: Sequence[str] = ()
+) -> str:
     """The README, where a folder of that ending stands beside the machine's."""
     path, folder = checkout / "README.md", checkout / "results" / "machine"
     beside = folder.with_name(folder.name + ending)
-    results.Run(FACTS, measurements, complete=True).write(beside)
+    results.Run(FACTS, measurements, wrong=list(wrong), complete=True).write(beside)
     readme.rewrite(folder, path)
     return path.read_text(encoding="utf-8")
 
@@ -337,6 +340,28 @@ def test_the_whole_grid_is_counted_beside(checkout: Path) -> None:
     text = _readme_beside(checkout, readme.GRID, measurements)
     assert "- float32, large maps: 1 of 1\n- float32, small maps (1x64x64x64): 1 of 1\n" in text
     assert "- float32, tiny maps (1x16x16x16): 0 of 1; the others: the call itself 1\n" in text
+
+
+def test_cells_of_the_grid_may_be_measured_again(checkout: Path) -> None:
+    """What was wrong is said until the cell has been measured."""
+    once, twice = (CELL._replace(size=parse_size(size)) for size in ("2x8x64x64", "3x8x64x64"))
+    first = [measurement(EAGER, 3.0, cell=twice)] + [
+        measurement(contender, seconds, cell=once)
+        for contender, seconds in ((EAGER, 1.0), (OURS, 2.0))
+    ]
+    told = f"{OURS} of {twice}: relative errors"
+    text = _readme_beside(checkout, readme.GRID, first, [told])
+    assert "- float32, large maps: 0 of 1" in text
+    assert f"- not timed: {told}\n" in text
+    again = [
+        measurement(contender, seconds, cell=twice)
+        for contender, seconds in ((EAGER, 3.0), (OURS, 2.0))
+    ]
+    text = _readme_beside(checkout, f"{readme.GRID}-again", again)
+    assert "- float32, large maps: 1 of 2" in text
+    assert "not timed" not in text
+    assert "results/machine-grid/benchmarks.json)), some cells again by `" in text
+    assert "results/machine-grid-again/benchmarks.json)):" in text
 
 
 def test_what_threads_gain_is_said_beside(checkout: Path) -> None:
