@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from .contenders import DIRECTIONS, OURS_FLOAT32
 from .results import KEYS, Row
-from .workloads import LAYOUTS, TINY
+from .workloads import DTYPES, LAYOUTS, TINY
 
 #: From this share of a copy's bandwidth on, the fewest bytes that must be moved take the time.
 MEMORY_BOUND = 0.8
@@ -39,9 +39,11 @@ class Finding(NamedTuple):
     layouts: Sequence[str]
     directions: Sequence[str]
     cause: str
+    dtypes: Sequence[str] = tuple(DTYPES)
 
 
-_DIFFERENTIATED = ("backward", "step")
+_AHEAD, _DIFFERENTIATED = ("inference", "forward"), ("backward", "step")
+_HALVES = ("float16", "bfloat16")
 
 FINDINGS = (
     Finding(
@@ -76,6 +78,15 @@ FINDINGS = (
     Finding(
         "image-pyramid", ("channels_last",), _DIFFERENTIATED,
         "the three values of a pixel are less than a vector, and are summed one by one",
+    ),
+    *(
+        Finding(
+            workload, ("channels_last",), _AHEAD,
+            "maps of 16 bits are widened, weighed and rounded in passes of their own over tiles of "
+            "float32: of about equal time, and in float32 only one of them is there",
+            _HALVES,
+        )
+        for workload in ("attention-to-scale", "affine-leaky")
     ),
 )  # fmt: skip
 
@@ -135,6 +146,7 @@ def _found(row: Row, peer: Row) -> Cause:
     for found in FINDINGS:
         if (
             row["workload"] == found.workload
+            and row["dtype"] in found.dtypes
             and row["layout"] in found.layouts
             and row["direction"] in found.directions
         ):
