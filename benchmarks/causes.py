@@ -47,6 +47,11 @@ _HALVES = ("float16", "bfloat16")
 
 FINDINGS = (
     Finding(
+        "bilinear-add-relu", ("NCHW",), _DIFFERENTIATED,
+        "a quarter of the time passes the gradient on behind the mask, up to half adds up its rows "
+        "behind the mask, each for two rows of the coarse map",
+    ),
+    Finding(
         "bifpn-down", LAYOUTS, _DIFFERENTIATED,
         "the sum and the pooled map are computed again for SiLU's derivative, so that a step keeps "
         "no map; eager keeps both",
