@@ -19,7 +19,7 @@ from benchmarks.contenders import COMPILED, EAGER, OURS, OURS_FLOAT32, OURS_ONE_
 from benchmarks.host import HostTime
 from benchmarks.progress import Progress, duration
 from benchmarks.runner import Measurement
-from benchmarks.workloads import LAYOUTS, WORKLOADS, parse_size
+from benchmarks.workloads import DTYPES, LAYOUTS, WORKLOADS, parse_size
 
 HOST = [
     HostTime("bilinear-add-relu", "1x16x16x16", way, kind, 1e-5 * (1 + number), 1e-5, 3e-5, 9)
@@ -215,8 +215,10 @@ def test_the_best_peer_of_every_cell_is_named() -> None:
     ]
 
 
-def test_why_a_cell_is_lost() -> None:
+def test_why_a_cell_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """By what calls on tiny maps cost, by what a copy takes, or by what a profile showed."""
+    finding = causes.Finding("bifpn-down", ("NCHW",), ("backward",), "a cause", ("float32",))
+    monkeypatch.setattr(causes, "FINDINGS", [finding])
     tiny, large = "1x16x16x16", "1x1x64x64"
     rows = rows_of(
         (large, OURS, "backward", 10e-6), (large, EAGER, "backward", 5e-6),
@@ -239,11 +241,11 @@ def test_why_a_cell_is_lost() -> None:
     )  # fmt: skip
     assert found.of(ours, eager, factor=3.0, bytes_ratio=0.7) == (causes.UNKNOWN, "")
     assert found.of(ours, eager) == (causes.UNKNOWN, "")
-    assert found.of({**ours, "workload": "bifpn-down"}, eager).kind == causes.FOUND
-    assert found.of(ours, {**eager, "contender": OURS_FLOAT32}).kind == causes.FOUND
-    assert found.of({**ours, "workload": "bifpn-down", "direction": "forward"}, eager) == (
-        causes.UNKNOWN, "",
-    )  # fmt: skip
+    assert found.of(ours, {**eager, "contender": OURS_FLOAT32}) == (causes.FOUND, causes.ROUNDING)
+    pooled = {**ours, "workload": "bifpn-down"}
+    assert found.of(pooled, eager) == (causes.FOUND, "a cause")
+    for key, other in (("direction", "forward"), ("layout", "channels_last"), ("dtype", "float16")):
+        assert found.of({**pooled, key: other}, eager) == (causes.UNKNOWN, "")
 
 
 def test_findings_are_of_workloads() -> None:
@@ -251,6 +253,7 @@ def test_findings_are_of_workloads() -> None:
         assert finding.workload in WORKLOADS
         assert set(finding.layouts) <= set(LAYOUTS)
         assert set(finding.directions) <= set(contenders.DIRECTIONS)
+        assert set(finding.dtypes) <= set(DTYPES)
 
 
 def test_goals_are_those_of_maps_that_take_time() -> None:
