@@ -84,6 +84,12 @@ FINDINGS = (
         "image-pyramid", ("channels_last",), _DIFFERENTIATED,
         "the three values of a pixel are less than a vector, and are summed one by one",
     ),
+    Finding(
+        "unet-cat-bilinear", ("channels_last",), _AHEAD,
+        "two thirds of the time are the arithmetic of the interpolation, which widens four values "
+        "and rounds one, as eager's does: only a copy of its result is saved",
+        _HALVES,
+    ),
     *(
         Finding(
             workload, ("channels_last",), _AHEAD,
